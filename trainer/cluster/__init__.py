@@ -1,0 +1,1 @@
+"""Control side: which hosts, what to start on them, and watching it."""
