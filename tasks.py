@@ -1,0 +1,115 @@
+"""The commands that people type: ``./inv TASK``, or ``invoke TASK`` in the environment. No logic lives here."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from invoke import Context, Exit, task
+
+ROOT = Path(__file__).resolve().parent
+PYTHON = sys.executable
+
+
+@task(
+    iterable=["override"],
+    help={
+        "inventory": "hosts to train on; default inventory/hosts.yml: this machine, two ranks",
+        "recipe": "name of a recipe in trainer/recipes or a .toml file; default pirate",
+        "override": "section.key=value laid over the recipe; may be given several times",
+        "name": "name of the run's folder in runs/; default: the recipe's",
+        "dry-run": "print hostfile, plan and command; start and write nothing",
+    },
+)
+def train(
+    _: Context,
+    inventory: str = "inventory/hosts.yml",
+    recipe: str = "pirate",
+    override: list[str] | None = None,
+    name: str = "",
+    dry_run: bool = False,
+) -> None:
+    """Fine-tune a model on all hosts of an inventory."""
+    from trainer.control import Request, at_boundary
+    from trainer.control import train as run
+
+    request = Request(inventory=inventory, recipe=recipe, overrides=tuple(override or ()), name=name)
+    _end(at_boundary(lambda: run(request, dry_run)))
+
+
+@task(
+    iterable=["prompt"],
+    help={
+        "run": "folder or name of a run; default: the latest",
+        "prompt": "answer this and end, instead of a conversation; may be given several times",
+        "base": "talk to the run's base model, without the adapter",
+        "model": "talk to the model in this folder instead of a run's",
+        "system": "a system message to begin with",
+        "max-tokens": "longest answer, in tokens",
+        "temperature": "0 always takes the likeliest word; higher is livelier",
+    },
+)
+def chat(
+    _: Context,
+    run: str = "",
+    prompt: list[str] | None = None,
+    base: bool = False,
+    model: str = "",
+    system: str = "",
+    max_tokens: int = 512,
+    temperature: str = "0",
+) -> None:
+    """Talk to a trained model, or to its base."""
+    from trainer.control import at_boundary
+    from trainer.control import chat as talk
+
+    _end(
+        at_boundary(
+            lambda: talk(
+                run,
+                base=base,
+                model=model,
+                prompts=prompt or [],
+                system=system,
+                max_tokens=max_tokens,
+                temperature=float(temperature),
+            )
+        )
+    )
+
+
+@task(help={"run": "folder or name of a run; default: the latest", "out": "folder to write; default: fused/ in the run's"})
+def fuse(_: Context, run: str = "", out: str = "") -> None:
+    """Make one model of a run's base model and adapter."""
+    from trainer.control import at_boundary
+    from trainer.control import fuse as merge
+
+    _end(at_boundary(lambda: merge(run, out)))
+
+
+@task(help={"args": "options for pytest, such as '-k inventory -x'; default: the whole suite"})
+def test(context: Context, args: str = "") -> None:
+    """Run the test suite."""
+    with context.cd(str(ROOT)):
+        _end(context.run(f"{PYTHON} -m pytest {args}", warn=True, pty=sys.stdout.isatty()))
+
+
+@task
+def lint(context: Context) -> None:
+    """Check style, types, import contracts and YAML."""
+    commands = (
+        "ruff check .",
+        "ruff format --check .",
+        "mypy",
+        "lint-imports",
+        "yamllint --strict .",
+    )
+    with context.cd(str(ROOT)):
+        failed = [c for c in commands if not context.run(f"{Path(PYTHON).parent}/{c}", warn=True)]
+    if failed:
+        raise Exit(f"failed: {', '.join(failed)}", 1)
+
+
+def _end(code: object) -> None:
+    """End the process with an exit code, or with that of a command's result."""
+    raise Exit(code=int(getattr(code, "exited", code) or 0))  # type: ignore[call-overload]

@@ -1,0 +1,132 @@
+"""Reading an Ansible inventory in YAML without Ansible: which hosts train, in which order, reached how.
+
+Only the plain form is taken (``all.children.cluster.hosts``, without ranges or nested groups), so that Ansible and the
+launcher cannot disagree; tests/contracts compares the two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from trainer.errors import InputError
+from trainer.schema import find_problems, load_schema, suggest
+
+DEFAULT_INVENTORY = "inventory/hosts.yml"
+_CLUSTER = "$.all.children.cluster"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Host:
+    """One machine of the cluster. ``address`` is where the gradients go, ``slots`` how many ranks run there."""
+
+    name: str
+    slots: int
+    address: str
+    is_local: bool
+    user: str | None = None
+    port: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cluster:
+    """The hosts in rank order: the first one holds rank 0."""
+
+    hosts: tuple[Host, ...]
+
+    @property
+    def world_size(self) -> int:
+        """Number of ranks: the sum of all slots."""
+        return sum(host.slots for host in self.hosts)
+
+    @property
+    def is_local(self) -> bool:
+        """Whether all ranks run on this machine, so that nothing needs ssh."""
+        return all(host.is_local for host in self.hosts)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML that refuses a key given twice; plain YAML keeps the last one without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        first_line: dict[Any, int] = {}
+        for key_node, _ in node.value:
+            key, line = self.construct_object(key_node, deep=True), key_node.start_mark.line + 1
+            if key in first_line:
+                raise yaml.constructor.ConstructorError(
+                    problem=f"{key!r} is listed twice, first on line {first_line[key]}", problem_mark=key_node.start_mark
+                )
+            first_line[key] = line
+        return super().construct_mapping(node, deep)
+
+
+def load_inventory(path: Path) -> Cluster:
+    """Return the cluster of an inventory file; raises `InputError` with every problem found."""
+    table = _read_yaml(path)
+    problems = find_problems(table, load_schema("inventory"), str(path))
+    if problems:
+        raise InputError(problems)
+    variables = _merge_variables(table)
+    problems = [f"{path}: {text}" for text in _find_conflicts(variables)]
+    if problems:
+        raise InputError(problems)
+    return Cluster(hosts=tuple(_make_host(name, values) for name, values in variables.items()))
+
+
+def _read_yaml(path: Path) -> Any:
+    try:
+        text = path.read_text("utf-8")
+        table = yaml.load(text, Loader=_Loader)  # noqa: S506, a SafeLoader
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: is not UTF-8 text: byte {error.start}") from error
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise InputError(f"{path}:{line}: {error.problem}") from error
+    except (yaml.YAMLError, ValueError) as error:
+        raise InputError(f"{path}: not valid YAML: {error}") from error
+    if table is None:
+        raise InputError(f"{path}: the file is empty; it needs all.children.cluster.hosts")
+    return table
+
+
+def _merge_variables(table: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return each host's variables with Ansible's precedence: all, then the group, then the host."""
+    everyone = table["all"].get("vars") or {}
+    cluster = table["all"]["children"]["cluster"]
+    group = cluster.get("vars") or {}
+    return {name: {**everyone, **group, **(own or {})} for name, own in cluster["hosts"].items()}
+
+
+def _find_conflicts(variables: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return what the schema cannot see: misspelt variables of ours, and two hosts at one address."""
+    problems = []
+    owners: dict[str, str] = {}
+    for name, values in variables.items():
+        for key in values:
+            hint = "" if key in ("slots", "address") else suggest(key, ("slots", "address"), cutoff=0.8)
+            if hint:
+                problems.append(f"{_CLUSTER}.hosts.{name}.{key}: unknown variable{hint}")
+        address = _make_host(name, values).address
+        if address in owners:
+            problems.append(f"{_CLUSTER}.hosts.{name}: has the same address {address} as {owners[address]}")
+        owners[address] = name
+    return problems
+
+
+def _make_host(name: str, values: Mapping[str, Any]) -> Host:
+    is_local = values.get("ansible_connection") == "local"
+    fallback = "localhost" if is_local else name
+    return Host(
+        name=name,
+        slots=values.get("slots", 1),
+        address=values.get("address") or values.get("ansible_host") or fallback,
+        is_local=is_local,
+        user=values.get("ansible_user"),
+        port=values.get("ansible_port"),
+    )

@@ -1,0 +1,129 @@
+"""From a recipe and an inventory to a finished run: prepare, plan, start, supervise, keep the results.
+
+Everything that can be wrong with the input is found before the run's folder is made.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from trainer.cluster.inventory import Cluster
+from trainer.cluster.openmpi import find_open_mpi
+from trainer.cluster.plan import Launch, RunPlan, Tools, make_launch
+from trainer.cluster.supervise import Line, Outcome, Supervisor
+from trainer.config import RunConfig, render_toml
+from trainer.errors import InputError
+from trainer.events import Event
+from trainer.paths import PROJECT_ROOT
+
+NOT_YET = "(found when the run starts)"
+
+
+class Watcher(Protocol):
+    """What follows a run: shows events to the user and keeps them."""
+
+    def on_event(self, event: Event) -> None:
+        """Take one event of any kind."""
+
+    def on_line(self, line: Line) -> None:
+        """Take a line of output that is no event."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What a run needs, read and checked: see `trainer.control.read_inputs`."""
+
+    cluster: Cluster
+    config: RunConfig
+    data: Path
+    name: str
+
+
+def plan_run(inputs: Inputs, model: Path, fingerprints: dict[str, str], runs: Path) -> Launch:
+    """Return the launch for ``inputs``; pure but for looking which tools and run folders exist."""
+    plan = RunPlan(
+        name=inputs.name,
+        run_dir=_free_folder(runs, inputs.name),
+        world_size=inputs.cluster.world_size,
+        model_path=model,
+        data_path=inputs.data,
+        fingerprints=fingerprints,
+        config=inputs.config,
+    )
+    python = Path(sys.prefix).resolve() / "bin" / "python"
+    tools = Tools(mpi=find_open_mpi(), python=python, project_root=PROJECT_ROOT, is_root=os.geteuid() == 0)
+    return make_launch(inputs.cluster, plan, tools)
+
+
+def prepare(inputs: Inputs, watcher: Watcher) -> tuple[Path, dict[str, str]]:
+    """Fetch the model and check the data with its tokenizer, in a process of its own that may import MLX.
+
+    Returns the model's folder and the fingerprints of model and data; raises what the process reported.
+    """
+    prepared: list[Event] = []
+
+    def on_event(event: Event) -> None:
+        if event["event"] == "prepared":
+            prepared.append(event)
+        watcher.on_event(event)
+
+    with tempfile.TemporaryDirectory(prefix="flotilla-") as scratch:
+        recipe = Path(scratch) / "config.toml"
+        recipe.write_text(render_toml(inputs.config), "utf-8")
+        command = [sys.executable, "-m", "trainer", "prepare", "--config", str(recipe), "--data", str(inputs.data)]
+        outcome = Supervisor(on_event, watcher.on_line).run(command, {"PYTHONPATH": str(PROJECT_ROOT)})
+    if outcome.exit_code:
+        raise JobError(outcome)
+    return Path(prepared[0]["model"]), prepared[0]["fingerprints"]
+
+
+class JobError(Exception):
+    """A process of ours ended with an error that it has explained; carries the `Outcome`."""
+
+    def __init__(self, outcome: Outcome) -> None:
+        super().__init__(outcome.message)
+        self.outcome = outcome
+
+
+def execute(launch: Launch, watcher: Watcher) -> Outcome:
+    """Make the run's folder, start the ranks and follow them to the end."""
+    plan = launch.plan
+    plan.run_dir.mkdir(parents=True)
+    for name, text in launch.files.items():
+        (plan.run_dir / name).write_text(text, "utf-8")
+    _point_latest(plan.run_dir)
+    supervisor = Supervisor(watcher.on_event, watcher.on_line, plan.config.launch.start_timeout_s)
+    return supervisor.run(launch.argv, launch.env)
+
+
+def read_plan(run_dir: Path) -> RunPlan:
+    """Return the plan of an earlier run; raises `InputError` if the folder holds none."""
+    try:
+        return RunPlan.parse((run_dir / "plan.json").read_text("utf-8"))
+    except OSError as error:
+        raise InputError(f"{run_dir}: there is no run here; ./inv train makes one") from error
+    except (ValueError, KeyError, AssertionError) as error:
+        raise InputError(f"{run_dir}/plan.json: cannot be read by this version: {error}") from error
+
+
+def _free_folder(runs: Path, name: str) -> Path:
+    """Return ``runs/<time>-<name>``, with a number behind it if that exists."""
+    stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
+    candidates = (runs / (stem if n == 1 else f"{stem}-{n}") for n in range(1, 1000))
+    return next(path for path in candidates if not path.exists())
+
+
+def _point_latest(run_dir: Path) -> None:
+    """Let ``runs/latest`` point at ``run_dir``, atomically; a file of the user's under that name is left alone."""
+    latest = run_dir.parent / "latest"
+    if latest.exists() and not latest.is_symlink():
+        return
+    scratch = run_dir.parent / f".latest-{run_dir.name}"
+    scratch.symlink_to(run_dir.name)
+    os.replace(scratch, latest)

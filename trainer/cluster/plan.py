@@ -1,0 +1,138 @@
+"""What a run will do, decided before anything starts: a pure function of cluster, configuration and tools.
+
+`make_launch` returns the command, its environment and the files of the run's folder; nothing here touches the disk or
+the network, so that ``--dry-run`` shows exactly what a launch would do.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.cluster.hostfile import render_open_mpi
+from trainer.cluster.inventory import Cluster
+from trainer.cluster.openmpi import OpenMPI
+from trainer.config import RunConfig, parse_config, render_toml
+
+PLAN_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunPlan:
+    """What every rank reads: where model, data and the run's folder are, and what all must agree on.
+
+    ``fingerprints`` maps model and data to the SHA-256 that the control machine saw.
+    """
+
+    name: str
+    run_dir: Path
+    world_size: int
+    model_path: Path
+    data_path: Path
+    fingerprints: Mapping[str, str]
+    config: RunConfig
+
+    def render(self) -> str:
+        """Return the plan as JSON, the content of ``plan.json``."""
+        table: dict[str, Any] = {
+            "version": PLAN_VERSION,
+            "name": self.name,
+            "run_dir": str(self.run_dir),
+            "world_size": self.world_size,
+            "model_path": str(self.model_path),
+            "data_path": str(self.data_path),
+            "fingerprints": dict(self.fingerprints),
+            "config": self.config.as_dict(),
+        }
+        return json.dumps(table, indent=2) + "\n"
+
+    @classmethod
+    def parse(cls, text: str) -> RunPlan:
+        """Return the plan that `render` wrote."""
+        table = json.loads(text)
+        assert table["version"] == PLAN_VERSION, f"plan.json has version {table['version']}, this trainer {PLAN_VERSION}"
+        return cls(
+            name=table["name"],
+            run_dir=Path(table["run_dir"]),
+            world_size=table["world_size"],
+            model_path=Path(table["model_path"]),
+            data_path=Path(table["data_path"]),
+            fingerprints=table["fingerprints"],
+            config=parse_config(table["config"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tools:
+    """What the launcher found on the control machine, the same on every host by provisioning; all paths absolute."""
+
+    mpi: OpenMPI
+    python: Path
+    project_root: Path
+    is_root: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Launch:
+    """A run ready to start: ``argv`` and ``env`` for the launcher, ``files`` (name to text) for the run's folder."""
+
+    plan: RunPlan
+    argv: tuple[str, ...]
+    env: Mapping[str, str]
+    files: Mapping[str, str]
+
+    def describe(self) -> str:
+        """Return what ``--dry-run`` prints: the folder, each file, and the command as a shell would take it."""
+        parts = [f"# run folder\n{self.plan.run_dir}\n"]
+        parts += [f"# {name}\n{text}" for name, text in self.files.items()]
+        parts.append(f"# command\n{shlex.join(self.argv)}\n")
+        return "\n".join(parts)
+
+
+def make_launch(cluster: Cluster, plan: RunPlan, tools: Tools) -> Launch:
+    """Return the launch of ``plan`` on ``cluster``."""
+    hostfile, plan_file = plan.run_dir / "hostfile", plan.run_dir / "plan.json"
+    env = _rank_environment(tools)
+    argv = [
+        *_mpirun(cluster, tools, hostfile),
+        *(word for name, value in env.items() for word in ("-x", f"{name}={value}")),
+        *(str(tools.python), "-m", "trainer", "train", "--plan", str(plan_file)),
+    ]
+    files = {
+        "hostfile": render_open_mpi(cluster),
+        "config.toml": render_toml(plan.config),
+        "plan.json": plan.render(),
+    }
+    return Launch(plan=plan, argv=tuple(argv), env=env, files=files)
+
+
+def _mpirun(cluster: Cluster, tools: Tools, hostfile: Path) -> list[str]:
+    """Return mpirun and its options; every option is explained in docs/architecture.md."""
+    transports = "self,sm" if cluster.is_local else "self,sm,tcp"
+    return [
+        str(tools.mpi.mpirun),
+        *(["--allow-run-as-root"] if tools.is_root else []),
+        *("-np", str(cluster.world_size), "--hostfile", str(hostfile), "--map-by", "slot", "--bind-to", "none"),
+        *("--output", "tag"),
+        *(["--leave-session-attached"] if sys.platform == "darwin" else []),
+        *("--prtemca", "prte_tmpdir_base", "/tmp"),  # noqa: S108, macOS's own is too long for a socket's name
+        *("--mca", "pml", "ob1", "--mca", "btl", transports, "--mca", "mpi_yield_when_idle", "1"),
+    ]
+
+
+def _rank_environment(tools: Tools) -> dict[str, str]:
+    library = str(tools.mpi.library)
+    return {
+        "MLX_MPI_LIBNAME": library,
+        "MPI4PY_LIBMPI": library,
+        "MPI4PY_MPIABI": "openmpi",
+        "PYTHONPATH": str(tools.project_root),
+        "PYTHONUNBUFFERED": "1",
+        "HF_HUB_OFFLINE": "1",  # the control machine fetched everything; a rank never does
+        "TOKENIZERS_PARALLELISM": "false",
+    }

@@ -1,0 +1,60 @@
+"""Agreement: before the first step all ranks compare what must be the same everywhere."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import platform
+import socket
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+
+import trainer
+from trainer.comm.group import Comm
+from trainer.errors import ClusterError
+
+_PACKAGES = ("mlx", "mlx-lm", "mpi4py", "numpy", "transformers", "tokenizers")
+
+
+def describe_software() -> dict[str, str]:
+    """Return the versions that a rank runs with, our own code's hash among them: name to version."""
+    versions = {name: importlib.metadata.version(name) for name in _PACKAGES}
+    python = ".".join(platform.python_version_tuple()[:2])
+    return {"python": python, **versions, "trainer": f"{trainer.__version__}+{_hash_code()}"}
+
+
+def check_agreement(comm: Comm, facts: Mapping[str, str]) -> None:
+    """Compare ``facts`` (what to what value) over all ranks; a collective.
+
+    Raises `ClusterError` on every rank when they differ, with each difference: what, and which host has which value.
+    """
+    everyone = comm.all_gather((socket.gethostname(), dict(facts)))
+    differences = [text for name in facts if (text := _find_difference(name, everyone))]
+    if differences:
+        raise ClusterError(
+            "the hosts do not agree; bring them to the same state and start again:\n"
+            + "\n".join(f"  {text}" for text in differences)
+        )
+
+
+def _find_difference(name: str, everyone: list[tuple[str, dict[str, str]]]) -> str:
+    """Return who has which value of ``name`` if not all have the same, the most common value first."""
+    values = Counter(facts.get(name, "missing") for _, facts in everyone)
+    if len(values) == 1:
+        return ""
+    parts = []
+    for value, _ in values.most_common():
+        who = [f"rank {rank} on {host}" for rank, (host, facts) in enumerate(everyone) if facts.get(name, "missing") == value]
+        parts.append(f"{value[:20]} ({', '.join(who)})")
+    return f"{name}: " + " but ".join(parts)
+
+
+def _hash_code() -> str:
+    """Return a short hash of our package's source, so that an edited copy on one host is noticed."""
+    digest = hashlib.sha256()
+    root = Path(trainer.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()[:12]

@@ -1,0 +1,107 @@
+"""Connecting a rank to its world, strictly: a rank that cannot find the others ends instead of training alone."""
+
+from __future__ import annotations
+
+import os
+import sys
+from types import ModuleType
+from typing import Any
+
+import mlx.core as mx
+import numpy as np
+
+from trainer.errors import ClusterError
+
+LAUNCHED_SIZE = "OMPI_COMM_WORLD_SIZE"
+
+
+class Comm:
+    """The world of ranks. Every method but `abort` is a collective: all ranks call it, in the same order.
+
+    MLX carries arrays, mpi4py carries Python objects, over the one MPI world that MLX initialised. A world of one rank
+    needs neither and is the identity.
+    """
+
+    def __init__(self, rank: int = 0, size: int = 1, group: mx.distributed.Group | None = None, mpi: ModuleType | None = None):
+        self.rank = rank
+        self.size = size
+        self._group = group
+        self._mpi = mpi
+
+    @property
+    def is_first_on_host(self) -> bool:
+        """Whether this is the lowest rank on its machine, the one that writes files there."""
+        return int(os.environ.get("OMPI_COMM_WORLD_LOCAL_RANK", "0")) == 0
+
+    def all_sum(self, vector: mx.array) -> mx.array:
+        """Return the sum of ``vector`` (float32, any shape, the same on all ranks) over all ranks, materialised.
+
+        Runs on the CPU stream on a materialised array: on a GPU stream ranks that arrive late would trip Metal's
+        watchdog. The result is bit-identical on all ranks.
+        """
+        assert vector.dtype == mx.float32, f"reduce in float32, not {vector.dtype}: smaller types round at each addition"
+        if self._group is None:
+            return vector
+        mx.eval(vector)
+        total = mx.distributed.all_sum(vector, group=self._group, stream=mx.cpu)
+        mx.eval(total)
+        return total
+
+    def all_gather(self, value: Any) -> list[Any]:
+        """Return every rank's ``value`` (anything that pickles) in rank order."""
+        if self._mpi is None:
+            return [value]
+        gathered: list[Any] = self._mpi.COMM_WORLD.allgather(value)
+        return gathered
+
+    def abort(self, exit_code: int) -> None:
+        """End all ranks on all hosts with ``exit_code``, from any one rank; does not return."""
+        sys.stdout.flush()
+        sys.stderr.flush()
+        if self._mpi is not None:
+            self._mpi.COMM_WORLD.Abort(exit_code)
+        os._exit(exit_code)
+
+
+def to_floats(vector: mx.array) -> list[float]:
+    """Return a one-dimensional array as Python numbers."""
+    return [float(number) for number in np.array(vector)]
+
+
+def connect(world_size: int) -> Comm:
+    """Return this rank's `Comm` after checking that the world has ``world_size`` ranks.
+
+    All ranks must call it, once, before any other use of MPI. Raises `ClusterError` when MLX cannot load MPI, when the
+    launcher started another number of ranks, or when the ranks did not find each other.
+    """
+    launched = int(os.environ.get(LAUNCHED_SIZE, "1"))
+    if launched != world_size:
+        raise ClusterError(
+            f"the plan is for {world_size} ranks, but {launched} {'was' if launched == 1 else 'were'} started; "
+            "start the run with ./inv train, which renders hostfile and plan together"
+        )
+    if world_size == 1:
+        return Comm()
+    try:
+        group = mx.distributed.init(strict=True, backend="mpi")
+    except RuntimeError as error:
+        library = os.environ.get("MLX_MPI_LIBNAME", "(MLX_MPI_LIBNAME is not set)")
+        raise ClusterError(
+            f"MLX cannot use the MPI library {library} ({error}); run ./inv again to repair the environment"
+        ) from error
+    if group.size() != world_size:
+        raise ClusterError(
+            f"the plan is for {world_size} ranks, but MPI connected {group.size()}; is the same Open MPI on every host?"
+        )
+    return Comm(group.rank(), group.size(), group, _import_mpi4py())
+
+
+def _import_mpi4py() -> ModuleType:
+    """Return mpi4py's MPI module on the world that MLX has initialised; it must neither start nor end MPI itself."""
+    import mpi4py
+
+    mpi4py.rc.initialize = False
+    mpi4py.rc.finalize = False
+    from mpi4py import MPI
+
+    return MPI

@@ -1,0 +1,171 @@
+"""What each command does on the control machine: the rooms put together. tasks.py only parses and calls this."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from trainer.cluster.inventory import DEFAULT_INVENTORY, load_inventory
+from trainer.cluster.launch import NOT_YET, Inputs, JobError, execute, plan_run, prepare, read_plan
+from trainer.cluster.plan import Launch, RunPlan
+from trainer.cluster.supervise import Line, Outcome
+from trainer.config import DEFAULT_RECIPE, load_config
+from trainer.data.formats import read_splits
+from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, FlotillaError, InputError
+from trainer.events import Event
+from trainer.paths import PROJECT_ROOT, find_beside
+from trainer.report.console import RunConsole, render_answers, render_summary
+from trainer.report.record import Record
+
+RUNS = PROJECT_ROOT / "runs"
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What the user asked for."""
+
+    inventory: str = DEFAULT_INVENTORY
+    recipe: str = DEFAULT_RECIPE
+    overrides: Sequence[str] = ()
+    name: str = ""
+
+
+def at_boundary(command: Callable[[], int]) -> int:
+    """Return the exit code of ``command``; an error with a message for people is printed on standard error."""
+    try:
+        return command()
+    except FlotillaError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except JobError as failed:
+        print(failed.outcome.message, file=sys.stderr)
+        return failed.outcome.exit_code
+    except KeyboardInterrupt:
+        return EXIT_INTERRUPTED
+
+
+def read_inputs(request: Request) -> Inputs:
+    """Return cluster, configuration and data folder; raises `InputError` with the problems of all three together."""
+    problems: list[str] = []
+
+    def attempt(read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except InputError as error:
+            problems.extend(error.problems)
+            return None
+
+    cluster = attempt(lambda: load_inventory(find_beside(request.inventory, PROJECT_ROOT)))
+    config = attempt(lambda: load_config(request.recipe, request.overrides))
+    name = attempt(lambda: _check_name(request.name or Path(request.recipe).stem))
+    if config:
+        data = find_beside(config.data.path, PROJECT_ROOT)
+        attempt(lambda: read_splits(data))
+    if cluster is None or config is None or name is None or problems:
+        raise InputError(problems)
+    return Inputs(cluster=cluster, config=config, data=data, name=name)
+
+
+def train(request: Request, dry_run: bool, runs: Path = RUNS) -> int:
+    """Train as requested and show the result; returns the exit code."""
+    inputs = read_inputs(request)
+    if dry_run:
+        print(plan_run(inputs, Path(NOT_YET), {"model": NOT_YET, "data": NOT_YET}, runs).describe(), end="")
+        return EXIT_OK
+    with RunConsole() as console:
+        model, fingerprints = prepare(inputs, console)
+        launch = plan_run(inputs, model, fingerprints, runs)
+        console.say(f"run {launch.plan.run_dir}")
+        record = Record(launch.plan.run_dir)
+        outcome = execute(launch, Both(console, record))
+    summary = record.finish(outcome)
+    if "loss_best" in summary:
+        out = Console()
+        out.print(render_summary(summary, inputs.config.style.name))
+        if summary["answers"]:
+            out.print(render_answers(summary["answers"]))
+    _say_farewell(launch, outcome)
+    return outcome.exit_code
+
+
+def chat(run: str, *, base: bool, model: str, prompts: list[str], system: str, max_tokens: int, temperature: float) -> int:
+    """Talk to the result of a run, to its base model, or to any model folder; returns the exit code."""
+    command = [sys.executable, "-m", "trainer", "chat", "--max-tokens", str(max_tokens), "--temperature", str(temperature)]
+    if model:
+        command += ["--model", str(Path(model).expanduser())]
+    else:
+        plan = find_run(run)
+        command += ["--model", str(plan.model_path)]
+        command += [] if base else ["--adapter", str(find_adapter(plan))]
+    for prompt in prompts:
+        command += ["--prompt", prompt]
+    if system:
+        command += ["--system", system]
+    return subprocess.run(command, check=False).returncode
+
+
+def fuse(run: str, out: str) -> int:
+    """Write base model and adapter of a run as one model, by mlx_lm's own fuse; returns the exit code."""
+    plan = find_run(run)
+    target = Path(out).expanduser() if out else plan.run_dir / "fused"
+    if target.exists():
+        raise InputError(f"{target}: exists already; give another folder with --out, or remove it first")
+    command = [sys.executable, "-m", "mlx_lm", "fuse", "--model", str(plan.model_path)]
+    command += ["--adapter-path", str(find_adapter(plan)), "--save-path", str(target)]
+    code = subprocess.run(command, check=False).returncode
+    if code == EXIT_OK:
+        print(target)
+    return code
+
+
+def find_run(run: str) -> RunPlan:
+    """Return the plan of a run given as folder, as name in ``runs/``, or as nothing for the latest."""
+    return read_plan(find_beside(run or "latest", RUNS))
+
+
+def find_adapter(plan: RunPlan) -> Path:
+    """Return the adapter's folder of a run; raises `InputError` while there is none."""
+    folder = plan.run_dir / "adapter"
+    if not (folder / "adapters.safetensors").is_file():
+        raise InputError(f"{plan.run_dir}: the run has no adapter yet; `--base` talks to the base model")
+    return folder
+
+
+def _check_name(name: str) -> str:
+    if not all(char.isalnum() or char in "-_." for char in name) or name.startswith("."):
+        raise InputError(f"--name {json.dumps(name)}: use letters, digits, '-', '_' and '.'; it becomes the name of a folder")
+    return name
+
+
+class Both:
+    """Hands everything to several watchers in turn."""
+
+    def __init__(self, *watchers: RunConsole | Record) -> None:
+        self._watchers = watchers
+
+    def on_event(self, event: Event) -> None:
+        """Pass an event on."""
+        for watcher in self._watchers:
+            watcher.on_event(event)
+
+    def on_line(self, line: Line) -> None:
+        """Pass a line on."""
+        for watcher in self._watchers:
+            watcher.on_line(line)
+
+
+def _say_farewell(launch: Launch, outcome: Outcome) -> None:
+    """Say on standard error how the run ended and what to do next."""
+    run_dir = launch.plan.run_dir
+    if outcome.exit_code == EXIT_OK:
+        print(f"run {run_dir}\ntalk to it: ./inv chat", file=sys.stderr)
+        return
+    print(f"{outcome.message}\nlogs: {run_dir / 'logs'}", file=sys.stderr)

@@ -1,0 +1,104 @@
+"""From samples to rows of tokens: the chat template applied, and which tokens are learned from.
+
+Supervised are the assistant's turns, all of them, each with the token that ends it, and nothing else: not the prompt,
+not the template's own words, not the line break that some templates put after a turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.formats import Sample
+from trainer.errors import InputError
+
+
+class Tokenizer(Protocol):
+    """What we use of a Hugging Face tokenizer."""
+
+    all_special_ids: list[int]
+
+    def __call__(self, text: str, **kwargs: Any) -> Any: ...
+    def apply_chat_template(self, conversation: list[dict[str, str]], **kwargs: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class TokenRow:
+    """One sample as tokens. ``tokens``: int32 [T]; ``supervised``: bool [T], true where the token is learned."""
+
+    tokens: NDArray[np.int32]
+    supervised: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def num_supervised(self) -> int:
+        """Tokens that count in the loss."""
+        return int(self.supervised[1:].sum())
+
+
+def tokenize_samples(samples: Sequence[Sample], tokenizer: Tokenizer, max_tokens: int) -> list[TokenRow]:
+    """Return a row for each sample; raises `InputError` naming every sample that is too long or does not render."""
+    rows: list[TokenRow] = []
+    problems: list[str] = []
+    for sample in samples:
+        try:
+            row = tokenize_sample(sample, tokenizer)
+        except ValueError as error:
+            problems.append(f"{sample.where}: {error}")
+            continue
+        if len(row) > max_tokens:
+            problems.append(f"{sample.where}: is {len(row)} tokens long, above data.max_tokens = {max_tokens}")
+        rows.append(row)
+    if problems:
+        rest = [f"and {len(problems) - 20} more samples"] if len(problems) > 20 else []
+        raise InputError(problems[:20] + rest)
+    return rows
+
+
+def tokenize_sample(sample: Sample, tokenizer: Tokenizer) -> TokenRow:
+    """Return the tokens of one sample; raises `ValueError` when the template cannot render or separate its turns."""
+    text = _render(tokenizer, sample.as_dicts())
+    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    tokens = np.array(encoded["input_ids"], dtype=np.int32)
+    offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    supervised = np.zeros(len(tokens), dtype=np.bool_)
+    for start, end in _find_assistant_spans(sample, tokenizer, text):
+        supervised |= (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
+    return TokenRow(tokens, supervised)
+
+
+def _find_assistant_spans(sample: Sample, tokenizer: Tokenizer, text: str) -> list[tuple[int, int]]:
+    """Return the [start, end) characters of ``text`` that the assistant would have written.
+
+    A turn begins where the template's prompt for an answer ends. It ends where the conversation up to and with it
+    ends, less the white space that the template appends after the end-of-turn token.
+    """
+    messages = sample.as_dicts()
+    spans = []
+    for index, message in enumerate(messages):
+        if message["role"] != "assistant":
+            continue
+        prompt = _render(tokenizer, messages[:index], add_generation_prompt=True)
+        whole = _render(tokenizer, messages[: index + 1])
+        if not (text.startswith(prompt) and text.startswith(whole) and len(whole) > len(prompt)):
+            raise ValueError(
+                f"messages[{index}]: the model's chat template renders this turn differently when more turns follow, "
+                "so its tokens cannot be told apart; split the conversation"
+            )
+        content_end = text.index(message["content"].strip(), len(prompt)) + len(message["content"].strip())
+        spans.append((len(prompt), max(content_end, len(whole.rstrip()))))
+    return spans
+
+
+def _render(tokenizer: Tokenizer, messages: list[dict[str, str]], add_generation_prompt: bool = False) -> str:
+    try:
+        rendered = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=add_generation_prompt)
+    except Exception as error:  # templates raise whatever their authors chose, jinja2's own errors among them
+        raise ValueError(f"the model's chat template refuses this conversation: {error}") from error
+    return str(rendered)

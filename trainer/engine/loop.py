@@ -1,0 +1,255 @@
+"""A training run on one rank, from loading the model to the summary."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import mlx.core as mx
+from mlx.utils import tree_flatten
+from mlx_lm.utils import load
+
+from trainer.cluster.plan import RunPlan
+from trainer.comm.agree import check_agreement, describe_software
+from trainer.comm.group import Comm
+from trainer.config import RunConfig
+from trainer.data.assign import assign_rows, split_micro_batches
+from trainer.data.batch import Batch, make_batch
+from trainer.data.formats import SPLITS, read_splits
+from trainer.data.order import global_batch_at, steps_per_epoch
+from trainer.data.tokens import TokenRow, tokenize_samples
+from trainer.engine.adapters import load_adapter, save_adapter
+from trainer.engine.answers import answer_many, answer_prompts, share_in_style
+from trainer.engine.evaluate import evaluate
+from trainer.engine.optimizer import make_optimizer
+from trainer.engine.step import StepResult, TrainStep
+from trainer.errors import DivergedError
+from trainer.events import Events
+from trainer.fingerprint import hash_files, hash_model
+from trainer.model.lora import attach_adapter
+
+MIB = 1024 * 1024
+
+
+@dataclass
+class Progress:
+    """Where a run stands: the best validation so far, and sums for the summary."""
+
+    first_loss: float = math.nan
+    best_loss: float = math.inf
+    best_step: int = 0
+    last_loss: float = math.nan
+    steps_done: int = 0
+    tokens: int = 0
+    supervised: int = 0
+    step_s: float = 0.0
+    comm_s: float = 0.0
+    wait_s: float = 0.0
+    stopped: bool = False
+
+
+class Run:
+    """One run as one rank sees it. All methods are collectives: every rank goes through them in the same order."""
+
+    def __init__(self, plan: RunPlan, comm: Comm, events: Events, should_stop: Callable[[], bool]) -> None:
+        self.plan = plan
+        self.config: RunConfig = plan.config
+        self.comm = comm
+        self.events = events
+        self.progress = Progress()
+        self._should_stop = should_stop
+
+    def execute(self, threads: int) -> None:
+        """Train: agree, load, validate, step, validate, answer; emits the events of each."""
+        self._agree(threads)
+        self._load()
+        replies_before = self._answer("before")
+        self._validate(0)
+        self._train()
+        self._finish(replies_before)
+
+    def _agree(self, threads: int) -> None:
+        plan = self.plan
+        seen = {"data": hash_files(plan.data_path, [f"{split}.jsonl" for split in SPLITS])}
+        if self.comm.is_first_on_host:  # the ranks of one host read the same files
+            seen["model"] = hash_model(plan.model_path)
+        software = describe_software()
+        expected = {key: plan.fingerprints[key] for key in ("data", "model")}
+        check_agreement(self.comm, {"configuration": plan.render(), **software, **expected, **seen})
+        self._tell("started", world_size=self.comm.size, threads=threads, software=software)
+
+    def _load(self) -> None:
+        """Load model and data, attach the adapter, tell what will happen."""
+        trust = {"trust_remote_code": self.config.model.trust_remote_code}
+        self.model, self.tokenizer = load(str(self.plan.model_path), tokenizer_config=trust)[:2]
+        samples = read_splits(self.plan.data_path)
+        self.rows = {
+            split: tokenize_samples(samples[split], self.tokenizer._tokenizer, self.config.data.max_tokens) for split in SPLITS
+        }
+        self.test_prompts = [next(m.content for m in sample.messages if m.role == "user") for sample in samples["test"]]
+        attach_adapter(self.model, self.config.adapter, self.config.train.seed)
+        self.num_steps = self.config.train.steps or self.config.train.epochs * self._epoch_steps
+        optimizer = make_optimizer(self.config.optimizer, self.config.schedule, self.num_steps)
+        self.step = TrainStep(self.model, optimizer, self.comm, self.config.optimizer.clip_norm, self._should_stop)
+        self._tell(
+            "planned",
+            steps=self.num_steps,
+            epochs=self.num_steps / self._epoch_steps,
+            rows={split: len(rows) for split, rows in self.rows.items()},
+            tokens={split: sum(map(len, rows)) for split, rows in self.rows.items()},
+            trainable=_count(self.model.trainable_parameters()),
+            parameters=_count(self.model.parameters()),
+            selective_head=self.step.head.is_selective,
+        )
+
+    @property
+    def _epoch_steps(self) -> int:
+        return steps_per_epoch(len(self.rows["train"]), self.config.train.global_batch)
+
+    def _train(self) -> None:
+        every = self.config.train.eval_every
+        self.model.train()
+        for step in range(1, self.num_steps + 1):
+            mx.random.seed(self.config.train.seed + step)  # dropout depends on the step alone, not on what ran before
+            started = time.perf_counter()
+            result = self.step(self._batches(step - 1))
+            self._record(step, result, time.perf_counter() - started)
+            if result.stop:
+                self.progress.stopped = True
+                break
+            if step == self.num_steps or (every and step % every == 0):
+                self._validate(step)
+
+    def _batches(self, step: int) -> list[Batch]:
+        """Return this rank's share of a global batch as micro-batches; the global batch is the same for any world size."""
+        train = self.config.train
+        chosen = global_batch_at(step, len(self.rows["train"]), train.global_batch, train.seed)
+        rows: list[TokenRow] = [self.rows["train"][int(row)] for row in chosen]
+        lengths = [len(row) for row in rows]
+        own = assign_rows(lengths, self.comm.size)[self.comm.rank]
+        return [make_batch([rows[p] for p in group]) for group in split_micro_batches(own, lengths, train.micro_batch)]
+
+    def _record(self, step: int, result: StepResult, step_s: float) -> None:
+        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
+            raise DivergedError(
+                f"step {step}: the loss is {result.loss} and the gradient's norm {result.grad_norm}; "
+                "lower optimizer.learning_rate or raise schedule.warmup_steps; the best adapter so far is kept"
+            )
+        done = self.progress
+        done.steps_done = step
+        done.tokens += sum(result.rank_tokens)
+        done.supervised += result.num_supervised
+        done.step_s += step_s
+        done.comm_s += result.comm_s
+        done.wait_s += result.wait_s
+        self._tell(
+            "step",
+            step=step,
+            loss=result.loss,
+            learning_rate=float(self.step.optimizer.learning_rate.item()),
+            grad_norm=result.grad_norm,
+            tokens=sum(result.rank_tokens),
+            supervised=result.num_supervised,
+            step_s=step_s,
+            comm_s=result.comm_s,
+            wait_s=result.wait_s,
+            rank_tokens_per_s=[n / s if s else 0.0 for n, s in zip(result.rank_tokens, result.rank_compute_s, strict=True)],
+        )
+
+    def _validate(self, step: int) -> None:
+        """Measure the validation loss; keep the adapter if it is the best so far."""
+        loss = evaluate(self.model, self.step.head, self.rows["valid"], self.comm, self.config.train.micro_batch)
+        done = self.progress
+        done.last_loss = loss
+        if step == 0:
+            done.first_loss = loss
+        best = loss < done.best_loss
+        if best:
+            done.best_loss, done.best_step = loss, step
+        self._tell("validated", step=step, loss=loss, best=best)
+        if best and step:
+            self._save("adapter", "best")
+
+    def _save(self, name: str, what: str) -> None:
+        folder = self.plan.run_dir / name
+        if self.comm.is_first_on_host:
+            save_adapter(self.model, self.plan, folder)
+        self._tell("saved", what=what, path=str(folder))
+
+    def _finish(self, replies_before: list[str]) -> None:
+        """Save the last adapter, answer with the best one, and report."""
+        if self.progress.steps_done:
+            self._save("checkpoints/last", "last")
+        if self.progress.best_step == 0 and self.progress.steps_done:
+            self._save("adapter", "last")  # stopped before a validation, or never better than the base
+        self.comm.all_gather(None)  # the adapter is on disk before any rank reads it
+        if not self.progress.stopped:
+            load_adapter(self.model, self.plan.run_dir / "adapter")
+            self._answer("after")
+        self._summarise()
+
+    def _answer(self, when: str) -> list[str]:
+        """Answer the demonstration prompts one by one and all test prompts in batches; returns the former."""
+        style = self.config.style
+        if not style.demo_prompts and not style.markers:
+            return []
+        self.model.eval()
+        replies = [""] * len(style.demo_prompts)
+        own = range(self.comm.rank, len(replies), self.comm.size)
+        prompts = [style.demo_prompts[i] for i in own]
+        texts = answer_prompts(self.model, self.tokenizer, prompts, style.max_reply_tokens)
+        for rank, part in enumerate(self.comm.all_gather(texts)):
+            replies[rank :: self.comm.size] = part
+        tested: list[str] = []
+        if style.markers:
+            tested = answer_many(self.model, self.tokenizer, self.test_prompts, style.max_reply_tokens, self.comm)
+        share = share_in_style(tested, style) if tested else None
+        self._tell(
+            "answered",
+            when=when,
+            demo=[{"prompt": p, "reply": r} for p, r in zip(style.demo_prompts, replies, strict=True)],
+            test=[{"prompt": p, "reply": r} for p, r in zip(self.test_prompts, tested, strict=False)],
+            share_in_style=share,
+        )
+        self.model.train()
+        return replies
+
+    def _summarise(self) -> None:
+        done = self.progress
+        memory = self.comm.all_gather(_peak_memory_mib())
+        self._tell(
+            "done",
+            stopped=done.stopped,
+            steps=done.steps_done,
+            loss_before=done.first_loss,
+            loss_best=done.best_loss,
+            best_step=done.best_step,
+            loss_last=done.last_loss,
+            tokens_per_s=done.tokens / done.step_s if done.step_s else 0.0,
+            supervised_tokens_per_s=done.supervised / done.step_s if done.step_s else 0.0,
+            comm_share=done.comm_s / done.step_s if done.step_s else 0.0,
+            wait_share=done.wait_s / done.step_s if done.step_s else 0.0,
+            train_s=done.step_s,
+            peak_memory_mib=memory,
+        )
+
+    def _tell(self, kind: str, **fields: Any) -> None:
+        if self.comm.rank == 0:
+            self.events.emit(kind, **fields)
+
+
+def _count(tree: Any) -> int:
+    return sum(value.size for _, value in tree_flatten(tree))
+
+
+def _peak_memory_mib() -> float:
+    """Return the most memory that this process held, in MiB: MLX's own count on a GPU, resident memory on a CPU."""
+    if mx.metal.is_available():
+        return float(mx.get_peak_memory() / MIB)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / MIB if sys.platform == "darwin" else peak / 1024

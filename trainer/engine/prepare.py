@@ -1,0 +1,31 @@
+"""Before a launch, on the control machine: fetch the model, check the data against it, and tell where they are."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from trainer.config import load_config
+from trainer.data.formats import SPLITS, read_splits
+from trainer.data.tokens import tokenize_samples
+from trainer.events import Events
+from trainer.fingerprint import hash_files, hash_model
+from trainer.model.sources import fetch_model
+
+
+def prepare(config_path: Path, data: Path, events: Events) -> None:
+    """Emit a ``prepared`` event with the model's folder and the fingerprints of model and data.
+
+    Raises `InputError` for a model that cannot be had and for every sample that cannot be learned from.
+    """
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    config = load_config(config_path)
+    samples = read_splits(data)  # the cheapest check first: nothing is fetched for broken data
+    model = fetch_model(config.model, lambda text: events.emit("progress", text=text))
+    from mlx_lm.utils import load_tokenizer
+
+    tokenizer = load_tokenizer(model, {"trust_remote_code": config.model.trust_remote_code})
+    for split in SPLITS:
+        tokenize_samples(samples[split], tokenizer._tokenizer, config.data.max_tokens)
+    fingerprints = {"model": hash_model(model), "data": hash_files(data, [f"{split}.jsonl" for split in SPLITS])}
+    events.emit("prepared", model=str(model), fingerprints=fingerprints)

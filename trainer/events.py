@@ -1,0 +1,54 @@
+"""Events: how a rank tells the control machine what happens, one JSON object a line on standard output.
+
+mpirun carries the lines, the supervisor parses them, `report` shows them and keeps them in ``metrics.jsonl``.
+Everything else that appears on a rank's output is only logged. The kinds, with their fields:
+
+=========== ==========================================================================================
+progress    phase, done, total: something long before training, such as converting a model
+started     world_size, threads, host names, versions: all ranks have connected and agree
+planned     steps, epochs, rows, trainable and total parameters: sent once before the first step
+step        step, loss, learning_rate, grad_norm, tokens, step_s, comm_s, wait_s, rank_tokens_per_s
+validated   step, loss, best: the mean over all supervised tokens of the validation split
+answered    when ("before" or "after"), replies and the share in style
+saved       what, path: an adapter is on disk
+done        the summary: steps, losses, throughput, peak memory
+error       message, exit_code: this rank ends
+log         text: a line for the rank's log
+=========== ==========================================================================================
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from typing import Any, TextIO
+
+Event = dict[str, Any]
+
+
+class Events:
+    """Writes events of one rank. ``stream`` and ``clock`` (seconds since the epoch) can be given by tests."""
+
+    def __init__(self, rank: int = 0, stream: TextIO | None = None, clock: Callable[[], float] = time.time) -> None:
+        self.rank = rank
+        self._stream = stream or sys.stdout
+        self._clock = clock
+
+    def emit(self, kind: str, **fields: Any) -> None:
+        """Write one event and flush, so that it leaves the process even if that is its last act."""
+        line = json.dumps({"event": kind, "rank": self.rank, "time": round(self._clock(), 3), **fields})
+        self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+def parse_event(line: str) -> Event | None:
+    """Return the event that a line holds, or None if it is any other text."""
+    if not line.startswith('{"event": '):
+        return None
+    try:
+        event: Event = json.loads(line)
+    except ValueError:
+        return None
+    return event

@@ -1,0 +1,30 @@
+"""Where files live: the user's cache, and relative paths of recipes."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+PROJECT_ROOT = Path(__file__).resolve().parent.parent
+
+
+def cache_dir() -> Path:
+    """Return the folder for what can be made again: converted models, repaired libraries. Not created here.
+
+    ``FLOTILLA_CACHE`` wins, then the platform's custom: ``~/Library/Caches`` on macOS, ``XDG_CACHE_HOME`` or ``~/.cache``.
+    """
+    if chosen := os.environ.get("FLOTILLA_CACHE"):
+        return Path(chosen).expanduser()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "flotilla"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flotilla"
+
+
+def find_beside(path: str | Path, *roots: Path) -> Path:
+    """Return the absolute form of ``path``: as it is from the current folder if that exists, else from the first of
+    ``roots`` where it exists, else from the current folder.
+    """
+    given = Path(path).expanduser()
+    candidates = [Path.cwd() / given, *(root / given for root in roots)]
+    return next((c for c in candidates if c.exists()), candidates[0]).resolve()

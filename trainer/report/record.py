@@ -1,0 +1,67 @@
+"""What is kept of a run: ``metrics.jsonl``, ``logs/`` and ``summary.json`` in its folder, written as events arrive."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any, TextIO
+
+from trainer.cluster.supervise import Line, Outcome
+from trainer.events import Event
+
+
+class Record:
+    """Writes one run's events and output. Lines are flushed as they come, so that a crash loses none."""
+
+    def __init__(self, run_dir: Path) -> None:
+        self.run_dir = run_dir
+        self._events: dict[str, list[Event]] = {}
+        self._files: dict[Path, TextIO] = {}
+
+    def on_event(self, event: Event) -> None:
+        """Append the event to ``metrics.jsonl`` and remember it for the summary."""
+        self._events.setdefault(event["event"], []).append(event)
+        self._append(self.run_dir / "metrics.jsonl", json.dumps(event, ensure_ascii=False))
+
+    def on_line(self, line: Line) -> None:
+        """Append a line of output to ``logs/rank-N.log``, or ``logs/mpirun.log`` for the launcher's own."""
+        name = "mpirun.log" if line.rank is None else f"rank-{line.rank}.log"
+        self._append(self.run_dir / "logs" / name, line.text)
+
+    def finish(self, outcome: Outcome) -> dict[str, Any]:
+        """Write ``summary.json`` and return its content."""
+        summary = summarise(self._events, outcome)
+        scratch = self.run_dir / ".summary.json"
+        scratch.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        os.replace(scratch, self.run_dir / "summary.json")
+        for file in self._files.values():
+            file.close()
+        return summary
+
+    def _append(self, path: Path, text: str) -> None:
+        if path not in self._files:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            self._files[path] = path.open("a", encoding="utf-8", buffering=1)
+        self._files[path].write(text + "\n")
+
+
+def summarise(events: dict[str, list[Event]], outcome: Outcome) -> dict[str, Any]:
+    """Return the summary of a run from its events by kind: what happened, the figures, the answers before and after."""
+    summary: dict[str, Any] = {"exit_code": outcome.exit_code, "message": outcome.message}
+    for kind in ("started", "planned", "done"):
+        for event in events.get(kind, [])[-1:]:
+            summary |= {key: value for key, value in event.items() if key not in ("event", "rank", "time")}
+    answered = {event["when"]: event for event in events.get("answered", [])}
+    summary["share_in_style"] = {when: event["share_in_style"] for when, event in answered.items()}
+    summary["answers"] = pair_answers(answered)
+    return summary
+
+
+def pair_answers(answered: dict[str, Event]) -> list[dict[str, str]]:
+    """Return the demonstration prompts with the replies ``before`` and, once there are any, ``after``."""
+    pairs: dict[str, dict[str, str]] = {}
+    for when, event in answered.items():
+        for item in event["demo"]:
+            pairs.setdefault(item["prompt"], {"prompt": item["prompt"]})[when] = item["reply"]
+    return list(pairs.values())
