@@ -97,11 +97,10 @@ class Launch:
 def make_launch(cluster: Cluster, plan: RunPlan, tools: Tools) -> Launch:
     """Return the launch of ``plan`` on ``cluster``."""
     hostfile, plan_file = plan.run_dir / "hostfile", plan.run_dir / "plan.json"
-    env = _rank_environment(tools)
+    env = rank_environment(tools)
     argv = [
-        *_mpirun(cluster, tools, hostfile),
-        *(word for name, value in env.items() for word in ("-x", f"{name}={value}")),
-        *(str(tools.python), "-m", "trainer", "train", "--plan", str(plan_file)),
+        *mpirun_command(cluster, tools, hostfile, env),
+        *("-m", "trainer", "train", "--plan", str(plan_file)),
     ]
     files = {
         "hostfile": render_open_mpi(cluster),
@@ -111,8 +110,8 @@ def make_launch(cluster: Cluster, plan: RunPlan, tools: Tools) -> Launch:
     return Launch(plan=plan, argv=tuple(argv), env=env, files=files)
 
 
-def _mpirun(cluster: Cluster, tools: Tools, hostfile: Path) -> list[str]:
-    """Return mpirun and its options; every option is explained in docs/architecture.md."""
+def mpirun_command(cluster: Cluster, tools: Tools, hostfile: Path, env: Mapping[str, str]) -> list[str]:
+    """Return the command up to and with the Python interpreter; docs/architecture.md explains every option."""
     transports = "self,sm" if cluster.is_local else "self,sm,tcp"
     return [
         str(tools.mpi.mpirun),
@@ -122,10 +121,13 @@ def _mpirun(cluster: Cluster, tools: Tools, hostfile: Path) -> list[str]:
         *(["--leave-session-attached"] if sys.platform == "darwin" else []),
         *("--prtemca", "prte_tmpdir_base", "/tmp"),  # noqa: S108, macOS's own is too long for a socket's name
         *("--mca", "pml", "ob1", "--mca", "btl", transports, "--mca", "mpi_yield_when_idle", "1"),
+        *(word for name, value in env.items() for word in ("-x", f"{name}={value}")),
+        str(tools.python),
     ]
 
 
-def _rank_environment(tools: Tools) -> dict[str, str]:
+def rank_environment(tools: Tools) -> dict[str, str]:
+    """Return the environment variables that every rank gets, on whichever host."""
     library = str(tools.mpi.library)
     return {
         "MLX_MPI_LIBNAME": library,
