@@ -1,19 +1,20 @@
 """Events: how a rank tells the control machine what happens, one JSON object a line on standard output.
 
 mpirun carries the lines, the supervisor parses them, `report` shows them and keeps them in ``metrics.jsonl``.
-Everything else that appears on a rank's output is only logged. The kinds, with their fields:
+Everything else that appears on a rank's output is only logged. Each event has its kind, ``rank`` and ``time``; a number
+may be NaN or infinite, which JSON proper does not know. The kinds, with their fields:
 
 =========== ==========================================================================================
-progress    phase, done, total: something long before training, such as converting a model
-started     world_size, threads, host names, versions: all ranks have connected and agree
-planned     steps, epochs, rows, trainable and total parameters: sent once before the first step
+progress    text: something long before training, such as converting a model
+prepared    model (its folder), fingerprints: what the control machine fetched and checked before the launch
+started     world_size, threads, software (versions): all ranks have connected and agree
+planned     steps, epochs, rows, tokens, trainable, parameters: sent once before the first step
 step        step, loss, learning_rate, grad_norm, tokens, step_s, comm_s, wait_s, rank_tokens_per_s
 validated   step, loss, best: the mean over all supervised tokens of the validation split
-answered    when ("before" or "after"), replies and the share in style
+answered    when ("before" or "after"), demo and test (prompts with replies), share_in_style
 saved       what, path: an adapter is on disk
 done        the summary: steps, losses, throughput, peak memory
 error       message, exit_code: this rank ends
-log         text: a line for the rank's log
 =========== ==========================================================================================
 """
 
@@ -26,6 +27,8 @@ from collections.abc import Callable
 from typing import Any, TextIO
 
 Event = dict[str, Any]
+_COMMON: dict[str, tuple[type, ...]] = {"event": (str,), "rank": (int,), "time": (int, float)}
+_ERROR: dict[str, tuple[type, ...]] = {"message": (str,), "exit_code": (int,)}
 
 
 class Events:
@@ -44,11 +47,12 @@ class Events:
 
 
 def parse_event(line: str) -> Event | None:
-    """Return the event that a line holds, or None if it is any other text."""
+    """Return the event that a line holds, or None if it is any other text, half an event included."""
     if not line.startswith('{"event": '):
         return None
     try:
         event: Event = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
-    return event
+    fields = {**_COMMON, **_ERROR} if event["event"] == "error" else _COMMON
+    return event if all(type(event.get(name)) in types for name, types in fields.items()) else None

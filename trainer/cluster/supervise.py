@@ -1,29 +1,35 @@
 """Starting a job, reading its events, and ending it on every host.
 
 The job gets a session of its own, so that Ctrl-C reaches only the supervisor. The first interruption asks the ranks to
-stop at the next step (SIGUSR1, which mpirun forwards), the second ends them at once.
+stop at the next step (SIGUSR1, which mpirun forwards), the second ends them at once. Before the ranks have started
+there is no step to wait for, and the first one ends them.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 import os
-import queue
 import re
+import selectors
 import signal
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
-from typing import IO
 
 from trainer.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, ClusterError, StalledError
 from trainer.events import Event, parse_event
 
 _TAG = re.compile(r"^\[[^\]]*,(\d+)\]<(stdout|stderr)>: ?(.*)$")
+_INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _KILL_AFTER_S = 5.0
+_TICK_S = 0.1
+_CHUNK_BYTES = 65536
+_LAST_READS = 64  # a pipe holds 64 KiB, a few reads; only something that outlives the launcher can write more
 
 
 @dataclass(frozen=True)
@@ -45,8 +51,8 @@ class Outcome:
 class Supervisor:
     """Runs one job to its end.
 
-    ``on_event`` gets each event, ``on_line`` every other line of output, both in the caller's thread.
-    ``start_timeout_s`` is how long the job may take until its ``started`` event; None for jobs without one.
+    ``on_event`` gets each event, ``on_line`` every other line of output, both in the caller's thread; what they raise
+    ends the job. ``start_timeout_s`` is how long the job may take until its ``started`` event; None for jobs without one.
     """
 
     def __init__(
@@ -57,83 +63,121 @@ class Supervisor:
     ) -> None:
         self._on_event = on_event
         self._on_line = on_line
-        self._deadline = time.monotonic() + start_timeout_s if start_timeout_s else None
         self._start_timeout_s = start_timeout_s
+        self._started = False
+        self._kill_at = math.inf  # finite once the job has been told to end
         self._interrupts = 0
         self._error: Event | None = None
-        self._lines: queue.Queue[Line | None] = queue.Queue()
+        self._process: subprocess.Popen[bytes] | None = None
 
     def run(self, argv: Sequence[str], env: Mapping[str, str]) -> Outcome:
-        """Start ``argv`` with ``env`` added to ours, and return when it and all of its output have ended."""
-        process = subprocess.Popen(
-            argv,
-            env={**os.environ, **env},
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            start_new_session=True,
-        )
-        previous = {number: signal.signal(number, self._interrupt(process)) for number in (signal.SIGINT, signal.SIGTERM)}
+        """Start ``argv`` with ``env`` added to ours, and return when it has ended; nothing of it stays on this machine.
+
+        Interruptions are handled only in the main thread, the only one that Python gives signals to.
+        """
+        with self._interruptible():
+            try:
+                process = _start(argv, env)
+            except OSError as error:
+                return Outcome(ClusterError.exit_code, f"{argv[0]}: cannot be started: {error.strerror}")
+            try:
+                self._process = process
+                if self._interrupts:
+                    self._end(process)  # the interruption came while the process was being made
+                self._follow(process)
+                return self._judge(process.wait())
+            finally:
+                _kill(process)
+
+    @contextlib.contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Take the interruptions; one that is ignored, as under ``nohup``, stays ignored."""
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        previous = {number: signal.getsignal(number) for number in _INTERRUPTIONS if in_main_thread}
+        taken = {number: handler for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)}
+        for number in taken:
+            signal.signal(number, self._interrupt)
         try:
-            self._follow(process)
-            return self._judge(process.wait())
+            yield
         finally:
-            _kill(process)
-            for number, handler in previous.items():
+            for number, handler in taken.items():
                 signal.signal(number, handler)
 
-    def _interrupt(self, process: subprocess.Popen[bytes]) -> Callable[[int, FrameType | None], None]:
-        def handler(_number: int, _frame: FrameType | None) -> None:
-            self._interrupts += 1
-            if self._interrupts == 1:
-                process.send_signal(signal.SIGUSR1 if self._deadline is None else signal.SIGTERM)
-            else:
-                threading.Thread(target=_kill, args=(process,), daemon=True).start()
+    def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
+        self._interrupts += 1
+        if self._process is None:
+            return
+        if self._interrupts == 1 and self._started:
+            self._process.send_signal(signal.SIGUSR1)
+        else:
+            self._end(self._process)
 
-        return handler
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        """Tell the launcher to end all ranks on all hosts, and note when to kill it; errors after that are of our making."""
+        process.terminate()
+        self._kill_at = min(self._kill_at, time.monotonic() + _KILL_AFTER_S)
 
     def _follow(self, process: subprocess.Popen[bytes]) -> None:
-        """Hand out lines until both streams have ended, or the job is late to start."""
-        assert process.stdout is not None
-        assert process.stderr is not None
-        for stream in (process.stdout, process.stderr):
-            threading.Thread(target=self._read, args=(stream,), daemon=True).start()
-        open_streams = 2
-        while open_streams:
-            try:
-                line = self._lines.get(timeout=0.2)
-            except queue.Empty:
-                if self._deadline and time.monotonic() > self._deadline:
-                    self._error = {"message": self._late_message(), "exit_code": ClusterError.exit_code}
-                    _kill(process)
-                    self._deadline = None
-                continue
-            if line is None:
-                open_streams -= 1
-            else:
-                self._take(line)
+        """Hand out lines until the launcher has ended.
 
-    def _read(self, stream: IO[bytes]) -> None:
-        for raw in stream:
+        What it wrote is in the pipes by then. A process that outlives it may hold their other end open for ever, so
+        their end is not waited for.
+        """
+        late_at = time.monotonic() + (self._start_timeout_s or math.inf)
+        with selectors.DefaultSelector() as streams:
+            for stream in (process.stdout, process.stderr):
+                assert stream is not None
+                streams.register(stream, selectors.EVENT_READ, _LineBuffer())
+            stdout = process.stdout
+            while process.poll() is None:
+                self._read(streams, stdout, _TICK_S)
+                self._watch_time(process, late_at)
+            for _ in range(_LAST_READS):
+                if not self._read(streams, stdout, 0):
+                    break
+            for key in list(streams.get_map().values()):
+                self._take_all(key.data.close(), key.fileobj is stdout)
+
+    def _read(self, streams: selectors.BaseSelector, stdout: object, timeout_s: float) -> bool:
+        """Hand out the lines that arrive within ``timeout_s``; returns whether there was anything to read."""
+        ready = streams.select(timeout_s)
+        for key, _ in ready:
+            chunk = os.read(key.fd, _CHUNK_BYTES)
+            if not chunk:
+                streams.unregister(key.fileobj)
+            self._take_all(key.data.add(chunk) if chunk else key.data.close(), key.fileobj is stdout)
+        return bool(ready)
+
+    def _watch_time(self, process: subprocess.Popen[bytes], late_at: float) -> None:
+        """End a job that is late to start, kill one that was told to end and has not."""
+        now = time.monotonic()
+        if now > late_at and not self._started and self._kill_at == math.inf:
+            self._error = self._error or {"message": self._late_message(), "exit_code": ClusterError.exit_code}
+            self._end(process)
+        if now > self._kill_at:
+            _kill_session(process.pid)
+
+    def _take_all(self, lines: Sequence[bytes], from_stdout: bool) -> None:
+        for raw in lines:
             text = raw.decode("utf-8", "replace").rstrip("\r\n")
             tag = _TAG.match(text)
-            self._lines.put(Line(int(tag[1]), tag[3]) if tag else Line(None, text))
-        self._lines.put(None)
+            line = Line(int(tag[1]), tag[3]) if tag else Line(None, text)
+            event = parse_event(line.text) if from_stdout else None
+            if event is None:
+                self._on_line(line)
+            else:
+                self._take(event)
 
-    def _take(self, line: Line) -> None:
-        event = parse_event(line.text)
-        if event is None:
-            self._on_line(line)
-            return
+    def _take(self, event: Event) -> None:
         if event["event"] == "started":
-            self._deadline = None
-        if event["event"] == "error" and self._error is None:
+            self._started = True
+        if event["event"] == "error" and self._error is None and self._kill_at == math.inf:
             self._error = event  # the first rank to fail knows why; the others only lost it
         self._on_event(event)
 
     def _judge(self, returncode: int) -> Outcome:
         if self._error is not None:
-            return Outcome(self._error["exit_code"], self._error["message"])
+            return Outcome(self._error["exit_code"] or EXIT_BUG, self._error["message"])
         if self._interrupts:
             return Outcome(EXIT_INTERRUPTED, "interrupted")
         if returncode == 0:
@@ -149,12 +193,73 @@ class Supervisor:
         )
 
 
+class _LineBuffer:
+    """Puts the chunks of one stream together to lines, returned without their newline."""
+
+    def __init__(self) -> None:
+        self._rest: list[bytes] = []
+
+    def add(self, chunk: bytes) -> list[bytes]:
+        """Return the lines that ``chunk`` completes."""
+        *lines, last = chunk.split(b"\n")
+        if lines:
+            lines[0] = b"".join([*self._rest, lines[0]])
+            self._rest = []
+        self._rest.append(last)
+        return lines
+
+    def close(self) -> list[bytes]:
+        """Return what came after the last newline, if anything did."""
+        rest = b"".join(self._rest)
+        self._rest = []
+        return [rest] if rest else []
+
+
+def _start(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(
+        argv,
+        bufsize=0,
+        env={**os.environ, **env},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+
+
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """End the launcher and all that it started here: SIGTERM, which mpirun passes on to all hosts, then SIGKILL."""
     if process.poll() is None:
         process.terminate()
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(_KILL_AFTER_S)
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    _kill_session(process.pid)
     process.wait()
+    for stream in (process.stdout, process.stderr):
+        assert stream is not None
+        stream.close()
+
+
+def _kill_session(session: int) -> None:
+    """Kill all processes of a session. A process group is not enough: mpirun puts every rank into one of its own."""
+    killed: set[int] = set()
+    while members := {pid for pid in _list_processes() if pid not in killed and _session_of(pid) == session}:
+        for pid in members:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(pid, signal.SIGKILL)
+        killed |= members
+
+
+def _list_processes() -> list[int]:
+    proc = Path("/proc")
+    if proc.is_dir():
+        return [int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()]
+    listed = subprocess.run(["ps", "-axo", "pid="], capture_output=True, text=True, check=True)  # macOS
+    return [int(pid) for pid in listed.stdout.split()]
+
+
+def _session_of(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except OSError:
+        return None

@@ -1,0 +1,55 @@
+"""Run by mpirun in place of ``python -m trainer``: the same command with one thing broken on rank 1.
+
+The environment's ``BROKEN`` says what. Only the fault is ours; everything that follows is the trainer's own.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Any
+
+from trainer import cli
+from trainer.engine import loop
+
+RANK = int(os.environ["OMPI_COMM_WORLD_RANK"])
+BROKEN = os.environ["BROKEN"]
+
+
+def raise_at_step_two(step: Any, *args: Any) -> Any:
+    raise_at_step_two.calls += 1
+    if raise_at_step_two.calls == 2:
+        raise RuntimeError("the disk is on fire")
+    return raise_at_step_two.real(step, *args)
+
+
+def break_something() -> None:
+    if BROKEN == "raises":
+        raise_at_step_two.calls = 0
+        raise_at_step_two.real = loop.TrainStep.__call__
+        loop.TrainStep.__call__ = raise_at_step_two
+    elif BROKEN == "exits":
+        loop.TrainStep.__call__ = lambda *_: sys.exit(1)
+    elif BROKEN == "is killed":
+        loop.TrainStep.__call__ = lambda *_: os.kill(os.getpid(), 9)
+    elif BROKEN == "has other data":
+        real = loop.hash_files
+        loop.hash_files = lambda *args: "0" * len(real(*args))
+    elif BROKEN == "has another mlx":
+        real_software = loop.describe_software
+        loop.describe_software = lambda: {**real_software(), "mlx": "0.31.0"}
+    elif BROKEN == "diverges":
+        real_reduce = loop.TrainStep.__call__
+
+        def diverge(step: Any, *args: Any) -> Any:
+            step.model.load_weights([(n, v * float("nan")) for n, v in loop.tree_flatten(step.model.trainable_parameters())], strict=False)
+            return real_reduce(step, *args)
+
+        loop.TrainStep.__call__ = diverge
+    else:
+        raise AssertionError(BROKEN)
+
+
+if RANK == 1:
+    break_something()
+sys.exit(cli.main())

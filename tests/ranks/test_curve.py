@@ -1,0 +1,79 @@
+"""A run's results do not depend on the number of ranks, and its adapter is mlx_lm's."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import Log, plan_tiny, run
+
+STEPS = 20
+CURVE = (f"train.steps={STEPS}", "train.eval_every=10", "train.global_batch=5", "train.micro_batch=2")
+
+
+@pytest.fixture(scope="module")
+def runs(tiny_model: Path, tiny_data: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int, tuple[Path, Log]]:
+    """Return folder and log of the same 20 steps on one, two and three ranks."""
+    results = {}
+    for size in (1, 2, 3):
+        launch = plan_tiny(tiny_model, tiny_data, tmp_path_factory.mktemp(f"runs-{size}"), size, *CURVE)
+        outcome, log = run(launch)
+        assert outcome.exit_code == 0, outcome.message
+        results[size] = (launch.plan.run_dir, log)
+    return results
+
+
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_loss_curve_is_the_same_on_any_number_of_ranks(runs: dict[int, tuple[Path, Log]], size: int) -> None:
+    """Training and validation losses of 20 steps on two and three ranks equal those of one to 1e-4."""
+    for kind in ("step", "validated"):
+        alone = [event["loss"] for event in runs[1][1].of(kind)]
+        together = [event["loss"] for event in runs[size][1].of(kind)]
+        assert len(alone) == {"step": STEPS, "validated": 3}[kind]
+        np.testing.assert_allclose(together, alone, atol=1e-4, rtol=0)
+
+
+def test_the_model_learns(runs: dict[int, tuple[Path, Log]]) -> None:
+    """The validation loss after 20 steps is lower than before: the curves compared above are of something."""
+    losses = [event["loss"] for event in runs[1][1].of("validated")]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_each_epoch_trains_on_each_sample_once(runs: dict[int, tuple[Path, Log]], tiny_data: Path, tiny_model: Path) -> None:
+    """The supervised tokens of one epoch's steps add up to those of the data, on any number of ranks."""
+    from transformers import AutoTokenizer
+
+    from trainer.data.formats import read_samples
+    from trainer.data.tokens import tokenize_samples
+
+    rows = tokenize_samples(read_samples(tiny_data / "train.jsonl"), AutoTokenizer.from_pretrained(tiny_model), 512)
+    expected = sum(row.num_supervised for row in rows)
+    for _, log in runs.values():
+        epoch = log.of("step")[: -(-len(rows) // 5)]
+        assert sum(event["supervised"] for event in epoch) == expected
+
+
+def test_mlx_lm_loads_the_adapter(runs: dict[int, tuple[Path, Log]], tiny_model: Path, tiny_data: Path) -> None:
+    """mlx_lm.utils.load takes the adapter folder as it is, and the loaded model has the validation loss that we measured."""
+    from trainer.comm.group import Comm
+    from trainer.data.formats import read_samples
+    from trainer.data.tokens import tokenize_samples
+    from trainer.engine.evaluate import evaluate
+    from trainer.model.loss import HeadOnSelected
+
+    from mlx_lm.utils import load
+
+    folder, log = runs[2]
+    model, tokenizer = load(str(tiny_model), adapter_path=str(folder / "adapter"))[:2]
+    rows = tokenize_samples(read_samples(tiny_data / "valid.jsonl"), tokenizer._tokenizer, 512)
+    best = min(event["loss"] for event in log.of("validated"))
+    assert evaluate(model, HeadOnSelected(model), rows, Comm(), 2) == pytest.approx(best, abs=1e-5)
+    settings = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert settings == {
+        "fine_tune_type": "lora",
+        "lora_parameters": {"rank": 4, "scale": 20.0, "dropout": 0.0},
+        "model": str(tiny_model),
+        "num_layers": 2,
+    }

@@ -1,0 +1,144 @@
+"""Whatever goes wrong on one rank, all ranks end soon, with one message and the exit code that the design gives it."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from support import Log, plan_tiny, run, with_program
+
+from trainer.cluster.plan import Launch
+from trainer.cluster.supervise import Outcome
+from trainer.paths import PROJECT_ROOT
+
+BROKEN = Path(__file__).with_name("job_broken.py")
+SOON_S = 10.0
+
+
+def run_broken(launch: Launch, how: str) -> tuple[Outcome, Log]:
+    broken = with_program(launch, BROKEN)
+    return run(dataclasses.replace(broken, env={**broken.env, "BROKEN": how}))
+
+
+def seconds_after(kind: str, log: Log, ended_at: float) -> float:
+    return ended_at - log.of(kind)[-1]["time"]
+
+
+@pytest.mark.parametrize(
+    ("how", "exit_code", "message"),
+    [
+        ("raises", 70, "this is a bug in Flotilla: RuntimeError('the disk is on fire') (see the log)"),
+        ("exits", 70, "this is a bug in Flotilla: SystemExit(1) (see the log)"),
+        ("is killed", 75, "a rank was killed from outside, for example for want of memory"),
+    ],
+)
+def test_a_rank_that_fails_in_a_step_ends_all_ranks(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, how: str, exit_code: int, message: str
+) -> None:
+    """While the others wait in the all-reduce, an exception, an exit or a kill on rank 1 ends the job at once."""
+    import time
+
+    outcome, log = run_broken(plan_tiny(tiny_model, tiny_data, tmp_path, 3), how)
+    ended_at = time.time()
+    assert (outcome.exit_code, outcome.message) == (exit_code, message)
+    assert seconds_after("planned", log, ended_at) < SOON_S
+
+
+def test_hosts_that_disagree_are_named_with_what_they_have(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Other data on one rank: exit 3 before the model is loaded, the message says what differs and where."""
+    launch = plan_tiny(tiny_model, tiny_data, tmp_path, 3)
+    outcome, log = run_broken(launch, "has other data")
+    host, right = os.uname().nodename, launch.plan.fingerprints["data"][:20]
+    assert outcome == Outcome(
+        3,
+        "the hosts do not agree; bring them to the same state and start again:\n"
+        f"  data: {right} (rank 0 on {host}, rank 2 on {host}) but {'0' * 20} (rank 1 on {host})",
+    )
+    assert not log.of("planned")
+
+
+def test_hosts_with_other_packages_are_refused(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """Another version of mlx on one rank: exit 3, the package and both versions named."""
+    outcome, _ = run_broken(plan_tiny(tiny_model, tiny_data, tmp_path, 2), "has another mlx")
+    assert outcome.exit_code == 3
+    assert "mlx: " in outcome.message
+    assert f"0.31.0 (rank 1 on {os.uname().nodename})" in outcome.message
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """NaN on one rank reaches all through the reduction: exit 4, and what to change."""
+    outcome, _ = run_broken(plan_tiny(tiny_model, tiny_data, tmp_path, 2), "diverges")
+    assert outcome == Outcome(
+        4,
+        "step 1: the loss is nan and the gradient's norm nan; lower optimizer.learning_rate or raise "
+        "schedule.warmup_steps; the best adapter so far is kept",
+    )
+
+
+def test_without_the_mpi_library_no_rank_trains_alone(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """A libmpi that is not there: exit 3 instead of two ranks that each train on everything."""
+    launch = plan_tiny(tiny_model, tiny_data, tmp_path, 2)
+    missing = tmp_path / "libmpi.so.40"
+    argv = [word.replace(launch.env["MLX_MPI_LIBNAME"], str(missing)) if "MLX_MPI" in word else word for word in launch.argv]
+    outcome, log = run(dataclasses.replace(launch, argv=tuple(argv), env={**launch.env, "MLX_MPI_LIBNAME": str(missing)}))
+    assert outcome.exit_code == 3
+    assert outcome.message.startswith(f"MLX cannot use the MPI library {missing} (")
+    assert outcome.message.endswith("; run ./inv again to repair the environment")
+    assert not log.of("started")
+
+
+@pytest.mark.parametrize(("started", "verb"), [(1, "was"), (2, "were")])
+def test_a_world_of_the_wrong_size_is_refused(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, started: int, verb: str
+) -> None:
+    """A plan for three ranks started with one or two: exit 3, both numbers in the message."""
+    launch = plan_tiny(tiny_model, tiny_data, tmp_path, 3)
+    position = launch.argv.index("-np") + 1
+    argv = (*launch.argv[:position], str(started), *launch.argv[position + 1 :])
+    outcome, log = run(dataclasses.replace(launch, argv=argv))
+    assert outcome == Outcome(
+        3,
+        f"the plan is for 3 ranks, but {started} {verb} started; start the run with ./inv train, which renders hostfile "
+        "and plan together",
+    )
+    assert not log.of("started")
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_ends_all_ranks_and_keeps_the_adapter(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    """Ctrl-C or SIGTERM during training: exit 130, the last adapter is on disk, no rank is left."""
+    program = (
+        "import sys; from pathlib import Path; from support import plan_tiny, run; from trainer.cluster.launch import execute\n"
+        "class Watch:\n"
+        "    def on_event(self, event):\n"
+        "        print(event['event'], event.get('path', ''), flush=True)\n"
+        "    def on_line(self, line): pass\n"
+        "model, data, runs = map(Path, sys.argv[1:])\n"
+        "sys.exit(execute(plan_tiny(model, data, runs, 2, 'train.steps=100000', 'train.eval_every=0'), Watch()).exit_code)\n"
+    )
+    command = [sys.executable, "-c", program, str(tiny_model), str(tiny_data), str(tmp_path)]
+    env = {**os.environ, "PYTHONPATH": f"{PROJECT_ROOT}:{PROJECT_ROOT / 'tests'}"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as process:
+        assert process.stdout is not None
+        next(line for line in process.stdout if line.startswith("step"))
+        process.send_signal(number)
+        rest = process.stdout.read().split()
+        assert process.wait(SOON_S) == 130
+    assert "saved" in rest
+    [run_dir] = [path for path in tmp_path.iterdir() if not path.is_symlink()]
+    assert (run_dir / "adapter" / "adapters.safetensors").is_file()
+    assert (run_dir / "checkpoints" / "last" / "adapters.safetensors").is_file()
+    assert not find_processes(str(run_dir))
+
+
+def find_processes(argument: str) -> list[str]:
+    """Return the command lines of living processes that mention ``argument``."""
+    shown = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    return [line for line in shown.splitlines() if argument in line and not line.startswith("ps ")]
