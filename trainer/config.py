@@ -1,7 +1,7 @@
 """The frozen `RunConfig`: every setting of a run with its default, limits and explanation, and nowhere else.
 
 A recipe is a TOML file with the same sections and keys; what it leaves out keeps the default written here, or the
-value of the recipe named by its top-level key ``extends``.
+value of the recipe named by its top-level key ``extends`` (one that we ship, or a path from the recipe's folder).
 `recipe_schema` derives the JSON Schema from these classes, ``trainer/schemas/recipe.json`` is its committed form for
 editors, and `load_config` checks a recipe against it, all problems at once.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import tomllib
 import types
 import typing
@@ -19,10 +20,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.errors import InputError
-from trainer.schema import find_problems, suggest
+from trainer.schema import escape_text, find_problems, suggest
 
 RECIPES = Path(__file__).parent / "recipes"
 DEFAULT_RECIPE = "pirate"
+_ONE_LINE = {"pattern": r"^[^\u0000-\u001f\u007f]*$", "x-rule": "holds a control character"}
 
 
 def _key(default: Any, doc: str, **limits: Any) -> Any:
@@ -40,8 +42,11 @@ class ModelConfig:
         "Where the base model comes from: 'bundled:smollm2-135m', a local folder in MLX or Hugging Face form, "
         "or a Hugging Face id such as 'mlx-community/Mistral-7B-Instruct-v0.3-4bit'.",
         minLength=1,
+        **_ONE_LINE,
     )
-    revision: str = _key("main", "Branch, tag or commit of a Hugging Face id; ignored for the other sources.", minLength=1)
+    revision: str = _key(
+        "main", "Branch, tag or commit of a Hugging Face id; ignored for the other sources.", minLength=1, **_ONE_LINE
+    )
     trust_remote_code: bool = _key(False, "Let a model run Python code that it carries. Only for models that you trust.")
 
 
@@ -52,6 +57,7 @@ class DataConfig:
         "Folder with train.jsonl, valid.jsonl and test.jsonl of chat samples; relative to the current folder or, "
         "if it is not there, to the project.",
         minLength=1,
+        **_ONE_LINE,
     )
     max_tokens: int = _key(512, "Longest sample in tokens, prompt included; a longer one is an error.", minimum=8)
 
@@ -94,7 +100,7 @@ class TrainConfig:
     global_batch: int = _key(8, "Samples in one optimizer step, over all ranks together.", minimum=1)
     micro_batch: int = _key(4, "Samples that one rank computes at once; more than that are accumulated.", minimum=1)
     eval_every: int = _key(50, "Steps between validations; 0 for only before and after training.", minimum=0)
-    seed: int = _key(0, "Seed of the adapter's initial values, the order of samples and dropout.", minimum=0)
+    seed: int = _key(0, "Seed of the adapter's initial values, the order of samples and dropout.", minimum=0, maximum=2**32 - 1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -171,40 +177,58 @@ def parse_config(table: Mapping[str, Any]) -> RunConfig:
     return RunConfig(**built)
 
 
-def find_recipe(recipe: str | Path) -> Path:
-    """Return the file of a recipe given by name or path; raises `InputError` with the names that exist."""
-    named = RECIPES / f"{recipe}.toml"
-    if named.is_file() and "/" not in str(recipe):
-        return named
-    path = Path(recipe).expanduser()
-    if path.is_file():
+def find_recipe(recipe: str | Path, folder: Path = Path()) -> Path:
+    """Return the file of a recipe given by name or by path from ``folder``.
+
+    Raises `InputError` with the names that exist.
+    """
+    shipped = None if "/" in str(recipe) else _find_file(RECIPES, f"{recipe}.toml")
+    if path := shipped or _find_file(folder, recipe):
         return path
     names = sorted(p.stem for p in RECIPES.glob("*.toml"))
     hint = suggest(str(recipe), names)
-    raise InputError(f"{recipe}: there is no such recipe{hint or '; there are ' + ', '.join(names)} (or give a .toml file)")
+    shown = escape_text(str(recipe)) or '""'
+    raise InputError(f"{shown}: there is no such recipe{hint or '; there are ' + ', '.join(names)} (or give a .toml file)")
+
+
+def _find_file(folder: Path, name: str | Path) -> Path | None:
+    try:
+        path = folder / Path(name).expanduser()
+        return path if path.is_file() else None
+    except (OSError, RuntimeError, ValueError):  # too long, the home of nobody, a null byte
+        return None
 
 
 def _read_recipe(path: Path, extended_by: tuple[Path, ...] = ()) -> tuple[dict[str, Any], list[str]]:
     """Return the tables of a recipe laid over those of the recipe that it ``extends``, and the problems of both."""
-    if path in extended_by:
+    if path.resolve() in extended_by:
         raise InputError(f"{_show_path(path)}: extends: the recipe extends itself")
+    schema = recipe_schema()
+    schema["properties"]["extends"] = {"type": "string"}
     table = _read_toml(path)
+    problems = find_problems(table, schema, _show_path(path), root="")
     base = table.pop("extends", None)
-    problems = find_problems(table, recipe_schema(), _show_path(path), root="")
-    if base is None:
-        return table, problems
     if not isinstance(base, str):
-        return table, [*problems, f"{_show_path(path)}: extends: {base} is not the name of a recipe"]
-    merged, base_problems = _read_recipe(find_recipe(base), (*extended_by, path))
+        return table, problems
+    try:
+        merged, base_problems = _read_recipe(find_recipe(base, path.parent), (*extended_by, path.resolve()))
+    except InputError as error:
+        return table, [*(f"{_show_path(path)}: extends: {problem}" for problem in error.problems), *problems]
     for section, values in table.items():
-        merged[section] = {**merged.get(section, {}), **values} if isinstance(values, dict) else values
+        below = merged.get(section)
+        merged[section] = {**below, **values} if isinstance(below, dict) and isinstance(values, dict) else values
     return merged, base_problems + problems
 
 
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
-        return tomllib.loads(path.read_text("utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        return tomllib.loads(path.read_bytes().decode("utf-8-sig"))
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise InputError(f"{_show_path(path)}:{line}: is not UTF-8 text; save the file as UTF-8") from error
+    except RecursionError as error:
+        raise InputError(f"{_show_path(path)}: is nested too deeply") from error
+    except ValueError as error:  # TOMLDecodeError, and what int() says to thousands of digits
         raise InputError(f"{_show_path(path)}: not valid TOML: {error}") from error
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from error
@@ -212,7 +236,9 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _apply_override(table: dict[str, Any], override: str) -> list[str]:
     """Lay one ``section.key=value`` over ``table``; returns its problems, in which case the table stays as it was."""
-    source = f"-o {override}"
+    source = f"-o {escape_text(override)}"
+    if not override.isascii() and re.search("[\ud800-\udfff]", override):
+        return [f"{source}: is not UTF-8 text"]
     path, equals, text = override.partition("=")
     section, dot, key = path.strip().partition(".")
     if not equals or not dot:
@@ -220,19 +246,25 @@ def _apply_override(table: dict[str, Any], override: str) -> list[str]:
     known = {f"{s}.{k}" for s, sub in recipe_schema()["properties"].items() for k in sub["properties"]}
     if path.strip() not in known:
         return [f"{source}: unknown key{suggest(path.strip(), known)}"]
-    value = _parse_value(text.strip())
+    is_text = recipe_schema()["properties"][section]["properties"][key].get("type") == "string"
+    value = _parse_value(text.strip(), is_text)
     problems = find_problems({section: {key: value}}, recipe_schema(), source, root="")
     if not problems and isinstance(table.setdefault(section, {}), dict):
         table[section][key] = value
     return problems
 
 
-def _parse_value(text: str) -> Any:
-    """Return ``text`` read as a TOML value, or as it stands where it is none (paths and names need no quotes)."""
+def _parse_value(text: str, is_text: bool) -> Any:
+    """Return ``text`` read as a TOML value, or as it stands where it is none (paths and names need no quotes).
+
+    ``is_text`` says that the setting is one: then 1e5 is the name of a commit, not a number.
+    """
     try:
-        return tomllib.loads(f"value = {text}")["value"]
-    except tomllib.TOMLDecodeError:
+        table = tomllib.loads(f"value = {text}")
+    except (ValueError, RecursionError):
         return text
+    is_value = len(table) == 1 and (isinstance(table["value"], str) or not is_text)
+    return table["value"] if is_value else text
 
 
 def _find_conflicts(config: RunConfig) -> list[str]:
@@ -284,7 +316,11 @@ def render_toml(config: RunConfig) -> str:
     """Return ``config`` as a recipe with every key, the content of a run's ``config.toml``."""
     sections = []
     for name, table in config.as_dict().items():
-        # JSON's texts, numbers, booleans and flat lists are TOML's as well
-        lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in table.items()]
+        lines = [f"{key} = {_render_value(value)}" for key, value in table.items()]
         sections.append("\n".join([f"[{name}]", *lines]) + "\n")
     return "\n".join(sections)
+
+
+def _render_value(value: Any) -> str:
+    """JSON's texts, numbers, booleans and flat lists are TOML's as well, but for one character."""
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")

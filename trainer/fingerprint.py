@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable
 from pathlib import Path
 
-MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt")
+MODEL_SUFFIXES = (".safetensors", ".json", ".jinja", ".model", ".txt", ".tiktoken", ".py")
 
 
 def hash_files(folder: Path, names: Iterable[str]) -> str:
@@ -20,5 +20,9 @@ def hash_files(folder: Path, names: Iterable[str]) -> str:
 
 
 def hash_model(folder: Path) -> str:
-    """Return the fingerprint of a model folder: its weights, configuration and tokenizer files."""
-    return hash_files(folder, [path.name for path in folder.iterdir() if path.suffix in MODEL_SUFFIXES])
+    """Return the fingerprint of a model folder: its weights, configuration, tokenizer and code.
+
+    Hidden files are left out: macOS strews ``._model.safetensors`` over disks of other systems, and nobody reads them.
+    """
+    files = [path for path in folder.iterdir() if path.is_file() and not path.name.startswith(".")]
+    return hash_files(folder, [path.name for path in files if path.suffix in MODEL_SUFFIXES])

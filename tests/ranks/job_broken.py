@@ -42,7 +42,9 @@ def break_something() -> None:
         real_reduce = loop.TrainStep.__call__
 
         def diverge(step: Any, *args: Any) -> Any:
-            step.model.load_weights([(n, v * float("nan")) for n, v in loop.tree_flatten(step.model.trainable_parameters())], strict=False)
+            step.model.load_weights(
+                [(n, v * float("nan")) for n, v in loop.tree_flatten(step.model.trainable_parameters())], strict=False
+            )
             return real_reduce(step, *args)
 
         loop.TrainStep.__call__ = diverge

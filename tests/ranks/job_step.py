@@ -48,7 +48,12 @@ class Bigram(nn.Module):
 def make_weights() -> dict[str, np.ndarray]:
     """Return the model's float32 weights, the same in every process."""
     random = np.random.default_rng(SEED)
-    shapes = {"embedding": (VOCABULARY, HIDDEN), "head": (VOCABULARY, HIDDEN), "lora_a": (HIDDEN, RANK), "lora_b": (RANK, VOCABULARY)}
+    shapes = {
+        "embedding": (VOCABULARY, HIDDEN),
+        "head": (VOCABULARY, HIDDEN),
+        "lora_a": (HIDDEN, RANK),
+        "lora_b": (RANK, VOCABULARY),
+    }
     return {name: (random.normal(size=shape) * 0.5).astype(np.float32) for name, shape in shapes.items()}
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from trainer.errors import ClusterError
 
 OLDEST = (5, 0)
+_ANSWER_TIMEOUT_S = 30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,16 +41,20 @@ def find_open_mpi() -> OpenMPI:
 def _candidates() -> Iterator[Path]:
     yield Path("/opt/homebrew/bin/mpirun")
     if on_path := shutil.which("mpirun"):
-        yield Path(on_path)
+        yield Path(on_path).absolute()  # PATH may hold relative folders; links are kept, the library is beside the link
     yield Path(sys.prefix) / "bin" / "mpirun"
 
 
 def _inspect(mpirun: Path) -> OpenMPI | None:
-    """Return the installation that ``mpirun`` belongs to; None if it is missing, too old, not Open MPI, or incomplete."""
-    if not mpirun.is_file():
+    """Return the installation that ``mpirun`` belongs to; None if it is missing, does not run, is too old, not Open MPI,
+    or incomplete.
+    """
+    command = [str(mpirun), "--version"]
+    try:
+        shown = subprocess.run(command, capture_output=True, check=False, timeout=_ANSWER_TIMEOUT_S, stdin=subprocess.DEVNULL)
+    except (OSError, subprocess.TimeoutExpired):
         return None
-    shown = subprocess.run([mpirun, "--version"], capture_output=True, text=True, check=False).stdout
-    match = re.search(r"Open MPI\) (\d+)\.(\d+)(\.\S+)?", shown)
+    match = re.search(r"Open MPI\) (\d+)\.(\d+)(\.\S+)?", shown.stdout.decode("utf-8", "replace"))
     if not match or (int(match[1]), int(match[2])) < OLDEST:
         return None
     library = mpirun.parent.parent / "lib" / ("libmpi.dylib" if sys.platform == "darwin" else "libmpi.so.40")

@@ -254,7 +254,7 @@ def _list_processes() -> list[int]:
     proc = Path("/proc")
     if proc.is_dir():
         return [int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()]
-    listed = subprocess.run(["ps", "-axo", "pid="], capture_output=True, text=True, check=True)  # macOS
+    listed = subprocess.run(["ps", "-axo", "pid="], capture_output=True, text=True, check=False)  # macOS
     return [int(pid) for pid in listed.stdout.split()]
 
 

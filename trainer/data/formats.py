@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from trainer.schema import show_value, suggest
 SPLITS = ("train", "valid", "test")
 ROLES = ("system", "user", "assistant")
 _MOST_PROBLEMS = 20
+_MOST_KEYS = 5
+_NO_TEXT = re.compile("[\0\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ def read_samples(path: Path) -> list[Sample]:
             samples.append(Sample(_parse_messages(text), path, line))
         except ValueError as error:
             problems.append(f"{path}:{line}: {error}")
+        except RecursionError:
+            problems.append(f"{path}:{line}: is not a chat sample: it is nested too deeply")
     if problems:
         rest = len(problems) - _MOST_PROBLEMS
         raise InputError(problems[:_MOST_PROBLEMS] + ([f"{path}: and {rest} more problems"] if rest > 0 else []))
@@ -96,12 +101,14 @@ def _parse_messages(text: str) -> tuple[Message, ...]:
         row = json.loads(text)
     except json.JSONDecodeError as error:
         raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from error
-    except RecursionError as error:
-        raise ValueError("is not a chat sample: it is nested too deeply") from error
+    except ValueError as error:  # Python's word for thousands of digits
+        raise ValueError("is not a chat sample: it holds a number that is too long") from error
     if not isinstance(row, dict):
         raise ValueError(f'is {show_value(row)}, not an object such as {{"messages": [...]}}')
     if "messages" not in row:
-        raise ValueError(f'has no "messages", only {", ".join(map(show_value, row)) or "nothing"}{suggest("messages", row)}')
+        shown = ", ".join([show_value(key) for key in itertools.islice(row, _MOST_KEYS)]) or "nothing"
+        hint = next(filter(None, (suggest(key, ["messages"]) for key in row)), "")
+        raise ValueError(f'has no "messages", only {shown}{", …" if len(row) > _MOST_KEYS else ""}{hint}')
     if not isinstance(row["messages"], list) or not row["messages"]:
         raise ValueError(f"messages: {show_value(row['messages'])} is not a list of messages")
     messages = tuple(_parse_message(index, item) for index, item in enumerate(row["messages"]))
@@ -115,15 +122,18 @@ def _parse_message(index: int, item: Any) -> Message:
     if not isinstance(item, dict):
         raise ValueError(f'{where}: {show_value(item)} is not an object with "role" and "content"')
     for key in ("role", "content"):
-        if not isinstance(item.get(key), str):
-            raise ValueError(f"{where}.{key}: {show_value(item.get(key))} is not a text")
+        if key not in item:
+            raise ValueError(f"{where}.{key}: is missing")
+        if not isinstance(item[key], str):
+            raise ValueError(f"{where}.{key}: {show_value(item[key])} is not a text")
     role, content = item["role"], item["content"]
     if role not in ROLES:
         raise ValueError(f"{where}.role: {show_value(role)} is not one of {', '.join(ROLES)}{suggest(role, ROLES)}")
     if not content.strip():
         raise ValueError(f"{where}.content: is empty")
-    if any("\ud800" <= char <= "\udfff" for char in content):
-        raise ValueError(f"{where}.content: holds half of a character (a lone surrogate); write it out whole")
+    if found := _NO_TEXT.search(content):
+        kind = "a null character" if found[0] == "\0" else "half of a character (a lone surrogate)"
+        raise ValueError(f"{where}.content: holds {kind} at position {found.start()}, which is no text")
     return Message(role, content)
 
 

@@ -2,11 +2,14 @@
 
 Supervised are the assistant's turns, all of them, each with the token that ends it, and nothing else: not the prompt,
 not the template's own words, not the line break that some templates put after a turn.
+A message that holds a control token of the tokenizer, such as ``<|im_end|>``, is refused: it would end its own turn and
+could begin another's.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -16,11 +19,14 @@ from numpy.typing import NDArray
 from trainer.data.formats import Sample
 from trainer.errors import InputError
 
+_MOST_PROBLEMS = 20
+
 
 class Tokenizer(Protocol):
     """What we use of a Hugging Face tokenizer."""
 
-    all_special_ids: list[int]
+    chat_template: Any
+    added_tokens_decoder: Mapping[int, Any]
 
     def __call__(self, text: str, **kwargs: Any) -> Any: ...
     def apply_chat_template(self, conversation: list[dict[str, str]], **kwargs: Any) -> Any: ...
@@ -43,11 +49,15 @@ class TokenRow:
 
 
 def tokenize_samples(samples: Sequence[Sample], tokenizer: Tokenizer, max_tokens: int) -> list[TokenRow]:
-    """Return a row for each sample; raises `InputError` naming every sample that is too long or does not render."""
+    """Return a row for each sample; raises `InputError` naming every sample that is too long or cannot be used."""
+    if not tokenizer.chat_template:
+        raise InputError("model.source: the model has no chat template; take one that was made for chat (-Instruct, -Chat)")
+    control = _match_control_tokens(tokenizer)
     rows: list[TokenRow] = []
     problems: list[str] = []
     for sample in samples:
         try:
+            _refuse_control_tokens(sample, control)
             row = tokenize_sample(sample, tokenizer)
         except ValueError as error:
             problems.append(f"{sample.where}: {error}")
@@ -56,21 +66,52 @@ def tokenize_samples(samples: Sequence[Sample], tokenizer: Tokenizer, max_tokens
             problems.append(f"{sample.where}: is {len(row)} tokens long, above data.max_tokens = {max_tokens}")
         rows.append(row)
     if problems:
-        rest = [f"and {len(problems) - 20} more samples"] if len(problems) > 20 else []
-        raise InputError(problems[:20] + rest)
+        rest = len(problems) - _MOST_PROBLEMS
+        more = [f"{samples[0].path}: and {rest} more problems"] if rest > 0 else []
+        raise InputError(problems[:_MOST_PROBLEMS] + more)
     return rows
 
 
 def tokenize_sample(sample: Sample, tokenizer: Tokenizer) -> TokenRow:
     """Return the tokens of one sample; raises `ValueError` when the template cannot render or separate its turns."""
     text = _render(tokenizer, sample.as_dicts())
-    encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    tokens = np.array(encoded["input_ids"], dtype=np.int32)
-    offsets = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2)
+    tokens, starts, ends = _encode(tokenizer, text)
     supervised = np.zeros(len(tokens), dtype=np.bool_)
     for start, end in _find_assistant_spans(sample, tokenizer, text):
-        supervised |= (offsets[:, 0] >= start) & (offsets[:, 1] <= end) & (offsets[:, 1] > offsets[:, 0])
+        supervised |= (starts >= start) & (starts < end)
+        for index in np.flatnonzero((starts < start) & (ends > start)):  # the answer's first word, its space the template's
+            supervised[index] = not text[start : ends[index]].isspace()
     return TokenRow(tokens, supervised)
+
+
+def _encode(tokenizer: Tokenizer, text: str) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]:
+    """Return the tokens of ``text`` and the characters [start, end) of each.
+
+    Some tokenizers leave a space out of its token's offsets, so that a token of spaces has none: it starts where the
+    one before it ends.
+    """
+    try:
+        encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    except NotImplementedError as error:
+        raise InputError(
+            "model.source: the model has no fast tokenizer (tokenizer.json), so its turns cannot be told apart"
+        ) from error
+    starts, ends = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
+    starts = np.where(starts < ends, starts, np.concatenate([[0], ends[:-1]]))
+    return np.array(encoded["input_ids"], dtype=np.int32), starts, ends
+
+
+def _match_control_tokens(tokenizer: Tokenizer) -> re.Pattern[str]:
+    words = sorted((token.content for token in tokenizer.added_tokens_decoder.values() if token.special), key=len, reverse=True)
+    return re.compile("|".join(map(re.escape, words)) or r"(?!)")
+
+
+def _refuse_control_tokens(sample: Sample, control: re.Pattern[str]) -> None:
+    for index, message in enumerate(sample.messages):
+        if found := control.search(message.content):
+            raise ValueError(
+                f"messages[{index}].content: holds {found[0]}, which the model reads as a control token; write it differently"
+            )
 
 
 def _find_assistant_spans(sample: Sample, tokenizer: Tokenizer, text: str) -> list[tuple[int, int]]:
@@ -91,8 +132,7 @@ def _find_assistant_spans(sample: Sample, tokenizer: Tokenizer, text: str) -> li
                 f"messages[{index}]: the model's chat template renders this turn differently when more turns follow, "
                 "so its tokens cannot be told apart; split the conversation"
             )
-        content_end = text.index(message["content"].strip(), len(prompt)) + len(message["content"].strip())
-        spans.append((len(prompt), max(content_end, len(whole.rstrip()))))
+        spans.append((len(prompt), len(whole.rstrip())))
     return spans
 
 

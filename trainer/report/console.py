@@ -5,8 +5,10 @@ Everything here goes to standard error; standard output is for results.
 
 from __future__ import annotations
 
+import math
+import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
@@ -20,6 +22,11 @@ from trainer.events import Event
 
 PLAIN_INTERVAL_S = 10.0
 _AVERAGED_STEPS = 10
+_NOT_TEXT = re.compile(
+    r"\x1b\[[0-?]*[ -/]*[@-~]"  # colours and cursor movements
+    r"|\x1b\][^\x07\x1b]*(?:\x07|\x1b\\)"  # titles, links, the clipboard
+    r"|[\x00-\x08\x0b-\x1f\x7f-\x9f]"  # every other control character but tab and newline
+)
 
 
 class RunConsole:
@@ -38,7 +45,7 @@ class RunConsole:
             TextColumn("{task.fields[figures]}"),
             console=self.console,
             transient=True,
-            disable=not self.console.is_terminal,
+            disable=not self.console.is_interactive,
         )
         self._task = self._progress.add_task("starting", total=None, figures="")
 
@@ -60,7 +67,7 @@ class RunConsole:
 
     def say(self, text: str) -> None:
         """Print a line above the progress display."""
-        self.console.print(Text(text), soft_wrap=True)
+        self.console.print(plain_text(text), soft_wrap=True)
 
     def _show_progress(self, event: Event) -> None:
         self.say(event["text"])
@@ -77,7 +84,7 @@ class RunConsole:
         self._num_steps = event["steps"]
         rows = event["rows"]
         self.say(
-            f"{event['steps']} steps ({event['epochs']:.2g} epochs of {rows['train']} samples); "
+            f"{_count(event['steps'], 'step')} ({_short(event['epochs'])} epochs of {_count(rows['train'], 'sample')}); "
             f"{event['trainable'] / 1e6:.2f} of {event['parameters'] / 1e6:.0f} million parameters are trained"
         )
         self._phase("answering")
@@ -100,7 +107,7 @@ class RunConsole:
         )
         now = self._clock()
         last = event["step"] == self._num_steps
-        if not self.console.is_terminal and (last or now - self._said_at >= PLAIN_INTERVAL_S):
+        if not self.console.is_interactive and (last or now - self._said_at >= PLAIN_INTERVAL_S):
             self._said_at = now
             self.say(f"step {event['step']}/{self._num_steps}  {figures}")
 
@@ -108,41 +115,54 @@ class RunConsole:
         self._progress.update(self._task, description=name)
 
 
+def plain_text(text: str) -> Text:
+    """Return ``text`` as a terminal may show it: no markup, and no control characters that would command the terminal."""
+    return Text(_NOT_TEXT.sub("", text))
+
+
 def describe_step(event: Event, recent: list[Event], num_steps: int) -> str:
     """Return a line of figures: loss, tokens/s in total and per rank, communication's share, time left.
 
     Rates are means over the ``recent`` steps, ``event`` the last of them.
     """
-    seconds = sum(e["step_s"] for e in recent)
+    seconds = sum(e["step_s"] for e in recent) or math.inf
     total = sum(e["tokens"] for e in recent) / seconds
     ranks = [sum(column) / len(recent) for column in zip(*(e["rank_tokens_per_s"] for e in recent), strict=True)]
     share = sum(e["comm_s"] for e in recent) / seconds
-    left = timedelta(seconds=round((num_steps - event["step"]) * seconds / len(recent)))
+    left = "?" if math.isinf(seconds) else _duration((num_steps - event["step"]) * seconds / len(recent))
     each = " + ".join(f"{rate:.0f}" for rate in ranks)
     return f"loss {event['loss']:.3f}  {total:.0f} tok/s ({each})  comm {share:.1%}  {left} left"
 
 
 def render_summary(summary: dict[str, Any], style: str) -> Table:
-    """Return the table shown at the end of a run: the figures that tell whether it was worth it."""
+    """Return the table shown at the end of a run: the figures that tell whether it was worth it.
+
+    A run that ended early lacks some of them; their rows are left out.
+    """
     table = Table(show_header=False, title="result", title_justify="left", title_style="bold")
     table.add_column(style="dim")
     table.add_column()
-    before, best = summary["loss_before"], summary["loss_best"]
-    change = (best - before) / before if before else 0.0
-    table.add_row("validation loss", f"{before:.4f} → {best:.4f}  ({change:+.0%}, best at step {summary['best_step']})")
-    shares = summary["share_in_style"]
-    if shares.get("before") is not None and shares.get("after") is not None:
-        table.add_row(f"replies in {style or 'the'} style", f"{shares['before']:.0%} → {shares['after']:.0%}")
-    rate, supervised = summary["tokens_per_s"], summary["supervised_tokens_per_s"]
-    table.add_row("throughput", f"{rate:.0f} tokens/s, {supervised:.0f} of them learned from")
-    table.add_row(
-        "communication", f"{summary['comm_share']:.1%} of the time, waiting for the slowest {summary['wait_share']:.1%}"
-    )
-    table.add_row(
-        "training time", str(timedelta(seconds=round(summary["train_s"]))) + f" for {_count(summary['steps'], 'step')}"
-    )
-    table.add_row("peak memory", ", ".join(f"{mib:.0f} MiB" for mib in summary["peak_memory_mib"]) + " (by rank)")
+    for name, text in _summary_rows(summary, style):
+        table.add_row(plain_text(name), text)
     return table
+
+
+def _summary_rows(summary: dict[str, Any], style: str) -> Iterator[tuple[str, str]]:
+    get = {key: value for key, value in summary.items() if value is not None}.get
+    before, best = get("loss_before"), get("loss_best")
+    if before is not None and best is not None:
+        change = (best - before) / before if before else 0.0
+        yield "validation loss", f"{before:.4f} → {best:.4f}  ({change:+.0%}, best at step {get('best_step', '?')})"
+    shares = [get("share_in_style", {}).get(when) for when in ("before", "after")]
+    if None not in shares:
+        yield f"replies in {style or 'the'} style", " → ".join(f"{share:.0%}" for share in shares)
+    if rate := get("tokens_per_s"):
+        yield "throughput", f"{rate:.0f} tokens/s, {get('supervised_tokens_per_s', 0):.0f} of them learned from"
+        yield "communication", f"{get('comm_share', 0):.1%} of the time, waiting for the slowest {get('wait_share', 0):.1%}"
+    if (seconds := get("train_s")) is not None:
+        yield "training time", f"{_duration(seconds)} for {_count(get('steps', 0), 'step')}"
+    if memory := get("peak_memory_mib"):
+        yield "peak memory", ", ".join(f"{mib:.0f} MiB" for mib in memory) + " (by rank)"
 
 
 def render_answers(answers: list[dict[str, str]]) -> Table:
@@ -151,8 +171,16 @@ def render_answers(answers: list[dict[str, str]]) -> Table:
     for name, ratio in (("prompt", 2), ("before", 4), ("after", 4)):
         table.add_column(name, ratio=ratio)
     for pair in answers:
-        table.add_row(Text(pair["prompt"]), Text(pair.get("before", "")), Text(pair.get("after", "")))
+        table.add_row(*(plain_text(pair.get(name, "")) for name in ("prompt", "before", "after")))
     return table
+
+
+def _duration(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))
+
+
+def _short(number: float) -> str:
+    return f"{number:.2g}" if number < 10 else f"{number:.0f}"
 
 
 def _count(number: int, noun: str) -> str:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, TextIO
 
 from trainer.cluster.supervise import Line, Outcome
 from trainer.events import Event
+
+_ESCAPE = "backslashreplace"  # for what UTF-8 cannot hold, half of a pair of surrogates; in JSON it is an escape as well
 
 
 class Record:
@@ -22,7 +25,7 @@ class Record:
     def on_event(self, event: Event) -> None:
         """Append the event to ``metrics.jsonl`` and remember it for the summary."""
         self._events.setdefault(event["event"], []).append(event)
-        self._append(self.run_dir / "metrics.jsonl", json.dumps(event, ensure_ascii=False))
+        self._append(self.run_dir / "metrics.jsonl", to_json(event))
 
     def on_line(self, line: Line) -> None:
         """Append a line of output to ``logs/rank-N.log``, or ``logs/mpirun.log`` for the launcher's own."""
@@ -31,18 +34,19 @@ class Record:
 
     def finish(self, outcome: Outcome) -> dict[str, Any]:
         """Write ``summary.json`` and return its content."""
-        summary = summarise(self._events, outcome)
+        text = to_json(summarise(self._events, outcome), indent=2)
         scratch = self.run_dir / ".summary.json"
-        scratch.write_text(json.dumps(summary, indent=2, ensure_ascii=False) + "\n", "utf-8")
+        scratch.write_text(text + "\n", "utf-8", errors=_ESCAPE)
         os.replace(scratch, self.run_dir / "summary.json")
         for file in self._files.values():
             file.close()
+        summary: dict[str, Any] = json.loads(text)
         return summary
 
     def _append(self, path: Path, text: str) -> None:
         if path not in self._files:
             path.parent.mkdir(parents=True, exist_ok=True)
-            self._files[path] = path.open("a", encoding="utf-8", buffering=1)
+            self._files[path] = path.open("a", encoding="utf-8", errors=_ESCAPE, buffering=1)
         self._files[path].write(text + "\n")
 
 
@@ -56,6 +60,19 @@ def summarise(events: dict[str, list[Event]], outcome: Outcome) -> dict[str, Any
     summary["share_in_style"] = {when: event["share_in_style"] for when, event in answered.items()}
     summary["answers"] = pair_answers(answered)
     return summary
+
+
+def to_json(value: Any, indent: int | None = None) -> str:
+    """Return ``value`` as JSON proper: null for what is no finite number, where Python would write NaN or Infinity."""
+    return json.dumps(_finite(value), indent=indent, ensure_ascii=False, allow_nan=False)
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def pair_answers(answered: dict[str, Event]) -> list[dict[str, str]]:
