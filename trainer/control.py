@@ -20,11 +20,10 @@ from trainer.config import DEFAULT_RECIPE, load_config
 from trainer.data.formats import read_splits
 from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, FlotillaError, InputError
 from trainer.events import Event
-from trainer.paths import PROJECT_ROOT, find_beside
+from trainer.paths import PROJECT_ROOT, find_beside, runs_dir
 from trainer.report.console import RunConsole, render_answers, render_summary
 from trainer.report.record import Record
 
-RUNS = PROJECT_ROOT / "runs"
 T = TypeVar("T")
 
 
@@ -74,8 +73,9 @@ def read_inputs(request: Request) -> Inputs:
     return Inputs(cluster=cluster, config=config, data=data, name=name)
 
 
-def train(request: Request, dry_run: bool, runs: Path = RUNS) -> int:
-    """Train as requested and show the result; returns the exit code."""
+def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
+    """Train as requested and show the result; returns the exit code. ``runs`` is where the run's folder goes."""
+    runs = runs or runs_dir()
     inputs = read_inputs(request)
     if dry_run:
         print(plan_run(inputs, Path(NOT_YET), {"model": NOT_YET, "data": NOT_YET}, runs).describe(), end="")
@@ -128,7 +128,7 @@ def fuse(run: str, out: str) -> int:
 
 def find_run(run: str) -> RunPlan:
     """Return the plan of a run given as folder, as name in ``runs/``, or as nothing for the latest."""
-    return read_plan(find_beside(run or "latest", RUNS))
+    return read_plan(find_beside(run or "latest", runs_dir()))
 
 
 def find_adapter(plan: RunPlan) -> Path:

@@ -21,6 +21,12 @@ def cache_dir() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "flotilla"
 
 
+def runs_dir() -> Path:
+    """Return the folder of all runs: ``FLOTILLA_RUNS``, or ``runs/`` in the project. Not created here."""
+    chosen = os.environ.get("FLOTILLA_RUNS")
+    return Path(chosen).expanduser().resolve() if chosen else PROJECT_ROOT / "runs"
+
+
 def find_beside(path: str | Path, *roots: Path) -> Path:
     """Return the absolute form of ``path``: as it is from the current folder if that exists, else from the first of
     ``roots`` where it exists, else from the current folder.

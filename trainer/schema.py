@@ -45,6 +45,8 @@ def find_problems(value: object, schema: Schema, source: str, root: str = "$") -
     ``source`` names the file (or option) that the value came from; ``root`` is what paths begin with, "" for none.
     """
     errors = sorted(_Validator(schema).iter_errors(value), key=lambda e: [_sort_key(p) for p in e.absolute_path])
+    mistyped = {tuple(e.absolute_path) for e in errors if e.validator == "type"}  # what else is wrong there is of no use
+    errors = [e for e in errors if e.validator == "type" or tuple(e.absolute_path) not in mistyped]
     return [f"{source}: {where}: {text}" if where else f"{source}: {text}" for e in errors for where, text in _tell(e, root)]
 
 

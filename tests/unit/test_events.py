@@ -57,7 +57,7 @@ def test_numbers_that_are_none() -> None:
 def test_flushed_at_once() -> None:
     """An event leaves the process before emit returns, though the stream is buffered."""
     raw = io.BytesIO()
-    stream = io.TextIOWrapper(io.BufferedWriter(raw, 1 << 20), "utf-8")  # type: ignore[arg-type]
+    stream = io.TextIOWrapper(io.BufferedWriter(raw, 1 << 20), "utf-8")
     Events(stream=stream, clock=lambda: 0.0).emit("started")
     assert raw.getvalue() == b'{"event": "started", "rank": 0, "time": 0.0}\n'
 

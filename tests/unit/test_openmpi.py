@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,8 @@ from trainer.errors import ClusterError
 
 LIBRARY = "libmpi.dylib" if sys.platform == "darwin" else "libmpi.so.40"
 FIVE = "mpirun (Open MPI) 5.0.11"
+BREWED = [Path("/opt/homebrew/bin/mpirun")]
+CANDIDATES = openmpi._candidates
 NOTHING = "no Open MPI 5 found: neither on PATH nor in this environment; run ./inv again to set the environment up"
 
 Install = Callable[..., OpenMPI]
@@ -25,7 +28,8 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
     """Make an installation in a folder of its own, and nothing else findable: the environment is the folder "env"."""
     monkeypatch.setenv("PATH", "/usr/bin:/bin")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "env"))
-    monkeypatch.setattr(openmpi.shutil, "which", lambda _: None)
+    monkeypatch.setattr(shutil, "which", lambda _: None)
+    monkeypatch.setattr(openmpi, "_candidates", lambda: (path for path in CANDIDATES() if path not in BREWED))
 
     def make(name: str, says: str = FIVE, library: str = LIBRARY, code: str = "exit 0") -> OpenMPI:
         root = tmp_path / name
@@ -41,15 +45,15 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
 
 
 def put_on_path(monkeypatch: pytest.MonkeyPatch, mpirun: Path | str) -> None:
-    monkeypatch.setattr(openmpi.shutil, "which", lambda name: str(mpirun) if name == "mpirun" else None)
+    monkeypatch.setattr(shutil, "which", lambda name: str(mpirun) if name == "mpirun" else None)
 
 
-def test_order(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_order(monkeypatch: pytest.MonkeyPatch) -> None:
     """Homebrew's place comes first, then PATH, then this environment's wheel."""
     put_on_path(monkeypatch, "/somewhere/bin/mpirun")
     monkeypatch.setattr(sys, "prefix", "/environment")
-    assert list(openmpi._candidates()) == [
-        Path("/opt/homebrew/bin/mpirun"),
+    assert list(CANDIDATES()) == [
+        *BREWED,
         Path("/somewhere/bin/mpirun"),
         Path("/environment/bin/mpirun"),
     ]
@@ -85,8 +89,9 @@ def test_first_good_one_wins(install: Install, monkeypatch: pytest.MonkeyPatch) 
 )
 def test_others_are_refused(install: Install, monkeypatch: pytest.MonkeyPatch, says: str) -> None:
     """MPICH, older Open MPI and others on PATH are passed over for this environment's wheel."""
+    wheel = install("env")
     put_on_path(monkeypatch, install("path", says).mpirun)
-    assert find_open_mpi() == install("env")
+    assert find_open_mpi() == wheel
 
 
 @pytest.mark.parametrize(
@@ -106,14 +111,15 @@ def test_versions(install: Install, says: str, version: str) -> None:
 
 def test_missing_library(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:
     """An mpirun without its library in ../lib, as distributions place it, is passed over."""
+    wheel = install("env")
     put_on_path(monkeypatch, install("path", library="libmpi.so.12").mpirun)
-    assert find_open_mpi() == install("env")
+    assert find_open_mpi() == wheel
 
 
 @pytest.mark.parametrize("fault", ["not executable", "not a program", "a folder", "a broken link"])
 def test_does_not_run(install: Install, monkeypatch: pytest.MonkeyPatch, fault: str) -> None:
     """An mpirun that cannot be run is passed over, not an exception."""
-    mpirun = install("path").mpirun
+    wheel, mpirun = install("env"), install("path").mpirun
     put_on_path(monkeypatch, mpirun)
     if fault == "not executable":
         mpirun.chmod(0o644)
@@ -125,7 +131,7 @@ def test_does_not_run(install: Install, monkeypatch: pytest.MonkeyPatch, fault: 
             mpirun.mkdir()
         else:
             mpirun.symlink_to("nowhere")
-    assert find_open_mpi() == install("env")
+    assert find_open_mpi() == wheel
 
 
 def test_does_not_answer(install: Install, monkeypatch: pytest.MonkeyPatch) -> None:

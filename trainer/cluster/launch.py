@@ -94,7 +94,7 @@ class JobError(Exception):
 def execute(launch: Launch, watcher: Watcher) -> Outcome:
     """Make the run's folder, start the ranks and follow them to the end."""
     plan = launch.plan
-    plan.run_dir.mkdir(parents=True)
+    (plan.run_dir / "logs").mkdir(parents=True)
     for name, text in launch.files.items():
         (plan.run_dir / name).write_text(text, "utf-8")
     _point_latest(plan.run_dir)

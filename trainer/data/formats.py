@@ -100,7 +100,7 @@ def _parse_messages(text: str) -> tuple[Message, ...]:
     try:
         row = json.loads(text)
     except json.JSONDecodeError as error:
-        raise ValueError(f"is not JSON: {error.msg} at column {error.colno}") from error
+        raise ValueError(f"is not JSON: {error.msg.removesuffix(' at')} at column {error.colno}") from error
     except ValueError as error:  # Python's word for thousands of digits
         raise ValueError("is not a chat sample: it holds a number that is too long") from error
     if not isinstance(row, dict):

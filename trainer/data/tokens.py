@@ -92,11 +92,11 @@ def _encode(tokenizer: Tokenizer, text: str) -> tuple[NDArray[np.int32], NDArray
     """
     try:
         encoded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    except NotImplementedError as error:
+        starts, ends = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
+    except (NotImplementedError, KeyError) as error:  # KeyError since transformers 5
         raise InputError(
             "model.source: the model has no fast tokenizer (tokenizer.json), so its turns cannot be told apart"
         ) from error
-    starts, ends = np.array(encoded["offset_mapping"], dtype=np.int64).reshape(-1, 2).T
     starts = np.where(starts < ends, starts, np.concatenate([[0], ends[:-1]]))
     return np.array(encoded["input_ids"], dtype=np.int32), starts, ends
 

@@ -82,9 +82,9 @@ class RunConsole:
 
     def _show_planned(self, event: Event) -> None:
         self._num_steps = event["steps"]
-        rows = event["rows"]
+        epochs, rows = _count(_short(event["epochs"]), "epoch"), _count(event["rows"]["train"], "sample")
         self.say(
-            f"{_count(event['steps'], 'step')} ({_short(event['epochs'])} epochs of {_count(rows['train'], 'sample')}); "
+            f"{_count(event['steps'], 'step')} ({epochs} of {rows}); "
             f"{event['trainable'] / 1e6:.2f} of {event['parameters'] / 1e6:.0f} million parameters are trained"
         )
         self._phase("answering")
@@ -183,5 +183,5 @@ def _short(number: float) -> str:
     return f"{number:.2g}" if number < 10 else f"{number:.0f}"
 
 
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+def _count(number: int | str, noun: str) -> str:
+    return f"{number} {noun}" if str(number) == "1" else f"{number} {noun}s"
