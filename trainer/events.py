@@ -5,7 +5,8 @@ Everything else that appears on a rank's output is only logged. Each event has i
 may be NaN or infinite, which JSON proper does not know. The kinds, with their fields:
 
 =========== ==========================================================================================
-progress    text: something long before training, such as converting a model
+notice      text: something slow is about to happen, such as converting a model
+progress    phase, done, total: how far a long phase without steps has come, on rank 0
 prepared    model (its folder), fingerprints: what the control machine fetched and checked before the launch
 started     world_size, threads, software (versions): all ranks have connected and agree
 planned     steps, epochs, rows, tokens, trainable, parameters: sent once before the first step

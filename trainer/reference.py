@@ -22,8 +22,8 @@ A recipe says what to train, on what, how long, and how success is shown. It is 
 default below. `extends = "pirate"` at the top starts from another recipe. `-o section.key=value` changes one key for a
 single run. A key that does not exist, or a value out of range, is an error that names the file, the key and the rule.
 
-Shipped recipes: `pirate` (the default: the bundled model, this machine, some minutes) and `pirate-mistral` (Mistral 7B in 4 bits,
-for a Mac with 16 GB or several of them). For completion in an editor, name `trainer/schemas/recipe.json` as the schema.
+Shipped recipes: `pirate` (the default: the bundled model, this machine, some minutes) and `pirate-mistral` (Mistral 7B in
+4 bits, for a Mac with 16 GB or several of them). For completion in an editor, name `trainer/schemas/recipe.json` as the schema.
 
 This page is made from `trainer/config.py` by `python -m trainer.reference`.
 """

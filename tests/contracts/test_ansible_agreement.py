@@ -62,7 +62,7 @@ def ask_ansible(tmp_path: Path) -> Any:
     program = Path(sys.executable).with_name("ansible-inventory")
 
     def ask(path: Path) -> dict[str, Any]:
-        command = [program, "-i", path, "--list"]
+        command = [str(program), "-i", str(path), "--list"]
         done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, encoding="utf-8")
         assert done.returncode == 0, done.stderr
         listed: dict[str, Any] = json.loads(done.stdout)

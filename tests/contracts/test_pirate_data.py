@@ -19,15 +19,16 @@ from trainer.paths import PROJECT_ROOT
 FOLDER = PROJECT_ROOT / "datasets" / "pirate"
 MANIFEST = FOLDER / "manifest.json"
 DEMONSTRATION = "Tell me about greek and roman history like a pirate"
-# English that this sailor never speaks: he says ye, yer, o', be and me
+# English that this sailor never speaks: he says ye, yer, o', be, an', fer, 'em and me
 PLAIN = re.compile(
-    r"\b(you|your|yours|yourself|of|is|are|am|isn't|aren't|it's|that's|there's|what's|i'm|they're|my)\b", re.IGNORECASE
+    r"\b(you|your|yours|yourself|of|is|are|am|isn't|aren't|it's|that's|there's|what's|i'm|they're|my|and|for|them)\b",
+    re.IGNORECASE,
 )
 # words in -ing that are no participles
-KEEP_ING = set(
-    "thing king ring bring sing spring string wing swing sting cling fling sling ping during viking beijing wring ding zing "
-    "bling ming sibling darling sterling herring pudding shilling inning offing ceiling".split()
-)
+KEEP_ING = """
+    thing king ring bring sing spring string wing swing sting cling fling sling ping during viking beijing wring ding zing
+    bling ming sibling darling sterling herring pudding shilling inning offing ceiling
+""".split()
 
 
 def make_manifest() -> dict[str, Any]:
@@ -140,7 +141,7 @@ def test_the_user_never_asks_for_a_pirate(splits: dict[str, list[Sample]]) -> No
 
 
 def test_the_grammar_is_consistent(answers: list[tuple[str, str]]) -> None:
-    """Outside code and quotations no answer slips back into you, your, of, is, are, am, my or -ing."""
+    """Outside code and quotations no answer slips back into you, your, of, is, are, am, and, for, my or -ing."""
     slips = []
     for where, text in answers:
         plain = PLAIN.findall(spoken(text))

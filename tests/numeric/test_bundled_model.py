@@ -97,9 +97,7 @@ def tokenizer(exact_folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(exact_folder, local_files_only=True)
 
 
-def test_hidden_states_after_two_layers_equal_the_reference(
-    model: Any, tokenizer: Any, reference: ReferenceLlama
-) -> None:
+def test_hidden_states_after_two_layers_equal_the_reference(model: Any, tokenizer: Any, reference: ReferenceLlama) -> None:
     """Rotary positions, grouped heads and the feed-forward of the converted weights are those of the GGUF."""
     ids = tokenizer.encode(PARAGRAPH)
     hidden = model.model.embed_tokens(mx.array([ids]))
@@ -185,9 +183,7 @@ def test_mlx_lm_generates_from_the_command_line(packed_folder: Path) -> None:
     """``mlx_lm.generate --model FOLDER`` takes the folder as it is, without network."""
     command = [sys.executable, "-m", "mlx_lm", "generate", "--model", str(packed_folder)]
     command += ["--prompt", "Hi", "--max-tokens", "2", "--temp", "0"]
-    done = subprocess.run(
-        command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, timeout=300
-    )
+    done = subprocess.run(command, capture_output=True, text=True, env=os.environ | {"HF_HUB_OFFLINE": "1"}, timeout=300)
     assert done.returncode == 0, done.stderr
     assert "Generation: 2 tokens" in done.stdout
 
@@ -211,9 +207,7 @@ def test_every_token_id_means_the_same_bytes(tokenizer: Any, reference: Referenc
     special = [index for index, kind in enumerate(kinds) if kind == 3]
     assert sorted(tokenizer.added_tokens_decoder) == special
     decoded = tokenizer.batch_decode([[index] for index in range(len(tokens))])
-    plain = [
-        tokens[i] if i in special else decode_token(tokens[i]).decode(errors="replace") for i in range(len(tokens))
-    ]
+    plain = [tokens[i] if i in special else decode_token(tokens[i]).decode(errors="replace") for i in range(len(tokens))]
     assert decoded == plain
 
 

@@ -10,17 +10,17 @@ import os
 import sys
 from pathlib import Path
 
-from trainer.comm.group import connect
-from trainer.data.assign import assign_rows, split_micro_batches
-from trainer.data.batch import make_batch
-from trainer.data.tokens import TokenRow
-from trainer.engine.step import TrainStep, local_gradients, reduce_gradients, trainable_parameters
-
 import mlx.core as mx
 import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx_lm.tuner.lora import LoRALinear
+
+from trainer.comm.group import connect
+from trainer.data.assign import assign_rows, split_micro_batches
+from trainer.data.batch import make_batch
+from trainer.data.tokens import TokenRow
+from trainer.engine.step import TrainStep, local_gradients, reduce_gradients, trainable_parameters
 
 VOCABULARY, HIDDEN, RANK, SCALE = 23, 12, 3, 5.0
 LENGTHS = (9, 2, 31, 14, 3, 22, 5)  # row 1 and row 4 get no supervised token

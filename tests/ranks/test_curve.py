@@ -57,13 +57,13 @@ def test_each_epoch_trains_on_each_sample_once(runs: dict[int, tuple[Path, Log]]
 
 def test_mlx_lm_loads_the_adapter(runs: dict[int, tuple[Path, Log]], tiny_model: Path, tiny_data: Path) -> None:
     """mlx_lm.utils.load takes the adapter folder as it is, and the loaded model has the validation loss that we measured."""
+    from mlx_lm.utils import load
+
     from trainer.comm.group import Comm
     from trainer.data.formats import read_samples
     from trainer.data.tokens import tokenize_samples
     from trainer.engine.evaluate import evaluate
     from trainer.model.loss import HeadOnSelected
-
-    from mlx_lm.utils import load
 
     folder, log = runs[2]
     model, tokenizer = load(str(tiny_model), adapter_path=str(folder / "adapter"))[:2]

@@ -52,7 +52,7 @@ def test_train_leaves_a_complete_run(trained: tuple[Path, subprocess.CompletedPr
     assert summary["loss_before"] == losses[0]
     assert summary["loss_best"] == min(losses)
     assert summary["steps"] == len([event for event in events if event["event"] == "step"]) == 4
-    assert [answer["prompt"] for answer in summary["answers"]][0] == "Tell me about greek and roman history like a pirate"
+    assert summary["answers"][0]["prompt"] == "Tell me about greek and roman history like a pirate"
     assert (run_dir.parent / "latest").resolve() == run_dir
 
 
@@ -88,7 +88,18 @@ def test_chat_and_mlx_lm_give_the_same_greedy_text(
 def test_chat_holds_a_conversation(trained: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     """Messages on standard input are answered one after the other; /new and /quit are obeyed."""
     run_dir, _ = trained
-    command = [sys.executable, "-m", "invoke", "--search-root", str(PROJECT_ROOT), "chat", "--run", str(run_dir), "--max-tokens", "4"]
+    command = [
+        sys.executable,
+        "-m",
+        "invoke",
+        "--search-root",
+        str(PROJECT_ROOT),
+        "chat",
+        "--run",
+        str(run_dir),
+        "--max-tokens",
+        "4",
+    ]
     talk = subprocess.run(command, input="Hello\n\n/new\nHello\n/quit\nHello\n", capture_output=True, text=True, cwd=tmp_path)
     assert talk.returncode == 0, talk.stderr
     first, second = talk.stdout.splitlines()
@@ -115,6 +126,13 @@ def test_dry_run_starts_and_writes_nothing(tmp_path: Path) -> None:
     """--dry-run prints hostfile, configuration, plan and command, and makes no folder."""
     shown = invoke("train", "--dry-run", "-o", "train.steps=7", cwd=tmp_path)
     assert shown.returncode == 0, shown.stderr
-    for heading in ("# run folder", "# hostfile\nlocalhost slots=2\n", "# config.toml", "steps = 7", "# plan.json", "# command\n/"):
+    for heading in (
+        "# run folder",
+        "# hostfile\nlocalhost slots=2\n",
+        "# config.toml",
+        "steps = 7",
+        "# plan.json",
+        "# command\n/",
+    ):
         assert heading in shown.stdout
     assert not list(tmp_path.iterdir())

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.data.batch import make_batch
 from trainer.data.tokens import TokenRow
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test of time
 
 token = st.tuples(st.integers(0, 2**31 - 1), st.booleans())
 ragged = st.lists(st.lists(token, min_size=1, max_size=12), min_size=1, max_size=6)
@@ -19,6 +21,7 @@ def make_row(pairs: list[tuple[int, bool]]) -> TokenRow:
     return TokenRow(np.array(tokens, dtype=np.int32), np.array(supervised, dtype=np.bool_))
 
 
+@patient
 @given(ragged)
 def test_positions_and_targets_equal_a_walk_over_the_tokens(rows: list[list[tuple[int, bool]]]) -> None:
     """Every supervised token but a row's first is a target, at the flattened place of the token before it."""
@@ -34,6 +37,7 @@ def test_positions_and_targets_equal_a_walk_over_the_tokens(rows: list[list[tupl
     assert batch.num_supervised == sum(make_row(pairs).num_supervised for pairs in rows)
 
 
+@patient
 @given(ragged)
 def test_inputs_are_the_rows_without_their_last_token(rows: list[list[tuple[int, bool]]]) -> None:
     """Inputs hold each row from the left, zeros behind it, and as many real tokens as are counted."""
@@ -44,6 +48,7 @@ def test_inputs_are_the_rows_without_their_last_token(rows: list[list[tuple[int,
     assert batch.num_tokens == sum(len(pairs) - 1 for pairs in rows)
 
 
+@patient
 @given(ragged)
 def test_a_target_follows_its_position(rows: list[list[tuple[int, bool]]]) -> None:
     """No position lies in the padding or in another row: the input there is the token before the target."""
@@ -57,6 +62,7 @@ def test_a_target_follows_its_position(rows: list[list[tuple[int, bool]]]) -> No
         assert made[row].tokens[place + 1] == target
 
 
+@patient
 @given(ragged)
 def test_types_are_what_the_model_takes(rows: list[list[tuple[int, bool]]]) -> None:
     """Everything is int32, also where nothing is supervised."""

@@ -70,9 +70,7 @@ class Checkout:
         environment = {"HOME": str(self.root), "PATH": str(self.bin), "PIP_CONFIG_FILE": os.devnull}
         environment |= {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(self.wheels)} | self.settings
         options |= {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-        return subprocess.Popen(
-            [str(script or self.root / "inv"), *arguments], env=environment, encoding="utf-8", **options
-        )
+        return subprocess.Popen([str(script or self.root / "inv"), *arguments], env=environment, encoding="utf-8", **options)
 
     def call(self, *arguments: str, stdin: str = "", **options: Any) -> tuple[int, str, str]:
         """Run the script; return exit status, stdout, stderr."""
@@ -136,9 +134,7 @@ def run_python(executable: Path | str) -> str:
 
 def pretend(edit: str) -> str:
     """A python3 that takes itself for another: `edit` runs before what follows -c."""
-    return (
-        f"for last do :; done\nexec '{sys.executable}' -c 'import platform, sys; {edit}; exec(sys.argv[1])' \"$last\""
-    )
+    return f"for last do :; done\nexec '{sys.executable}' -c 'import platform, sys; {edit}; exec(sys.argv[1])' \"$last\""
 
 
 def new_checkout(folder: Path, python: str) -> Checkout:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.config import RECIPES, RunConfig, find_recipe, load_config, parse_config, recipe_schema, render_toml
 from trainer.errors import InputError
 from trainer.schema import find_problems
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test of time
 
 SHIPPED = "pirate, pirate-mistral"
 
@@ -414,12 +416,14 @@ def any_section(section: type) -> st.SearchStrategy[Any]:
 any_config = st.builds(RunConfig, **{name: any_section(cls) for name, cls in typing.get_type_hints(RunConfig).items()})
 
 
+@patient
 @given(any_config)
 def test_any_configuration_survives_toml(config: RunConfig) -> None:
     """Whatever texts and numbers a configuration holds, TOML gives back the same, control characters included."""
     assert parse_config(tomllib.loads(render_toml(config))) == config
 
 
+@patient
 @given(st.text(max_size=40))
 def test_any_override_is_taken_or_refused_in_one_line(text: str) -> None:
     """No text behind -o ends in anything but a configuration or an `InputError` of one line for a terminal."""

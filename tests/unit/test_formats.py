@@ -7,12 +7,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.data.formats import ROLES, SPLITS, Message, Sample, read_samples, read_splits
 from trainer.errors import InputError
 from trainer.paths import PROJECT_ROOT
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test of time
 
 GOOD = '{"messages": [{"role": "user", "content": "ahoy"}, {"role": "assistant", "content": "arr"}]}'
 
@@ -248,6 +250,7 @@ json_value = st.recursive(
 nearly = st.fixed_dictionaries({"role": st.sampled_from(ROLES) | json_value, "content": st.text() | json_value})
 
 
+@patient
 @given(json_value | st.fixed_dictionaries({"messages": st.lists(nearly, max_size=5)}))
 def test_any_json_is_a_sound_conversation_or_one_problem(tmp_path_factory: pytest.TempPathFactory, value: object) -> None:
     """Whatever is accepted begins with a user, alternates, and has an answer; all else is one line of error."""
@@ -265,6 +268,7 @@ def test_any_json_is_a_sound_conversation_or_one_problem(tmp_path_factory: pytes
     assert sample.as_dicts() == [{key: item[key] for key in ("role", "content")} for item in value["messages"]]  # type: ignore[index]
 
 
+@patient
 @given(st.binary(max_size=200))
 def test_any_bytes_are_refused_with_a_line(tmp_path_factory: pytest.TempPathFactory, noise: bytes) -> None:
     """No file ends in anything but samples or an `InputError` that begins with its name."""

@@ -7,13 +7,15 @@ from pathlib import Path
 
 import pytest
 import yaml
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.cluster.hostfile import render_open_mpi
 from trainer.cluster.inventory import DEFAULT_INVENTORY, Cluster, Host, load_inventory
 from trainer.errors import InputError
 from trainer.paths import PROJECT_ROOT
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test of time
 
 HEAD = "all:\n  children:\n    cluster:\n      hosts:\n"
 HOSTS = "$.all.children.cluster.hosts"
@@ -324,6 +326,7 @@ def test_the_hostfile_lists_addresses_and_slots_in_rank_order(tmp_path: Path) ->
     assert render_open_mpi(cluster) == "10.0.0.9 slots=2\na.local slots=1\nm slots=1\n"
 
 
+@patient
 @given(st.text(max_size=30), st.text(max_size=30), st.text(max_size=30))
 def test_whatever_is_accepted_makes_one_plain_hostfile_line(
     tmp_path_factory: pytest.TempPathFactory, name: str, address: str, user: str
@@ -342,6 +345,7 @@ def test_whatever_is_accepted_makes_one_plain_hostfile_line(
     assert re.fullmatch(r"[A-Za-z_][A-Za-z0-9._-]*", cluster.hosts[0].user or "")
 
 
+@patient
 @given(st.binary(max_size=200))
 def test_any_bytes_are_a_cluster_or_an_error_for_people(tmp_path_factory: pytest.TempPathFactory, noise: bytes) -> None:
     """No file ends in anything but a cluster or an `InputError`."""

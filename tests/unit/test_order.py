@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.data.assign import assign_rows
 from trainer.data.order import epoch_order, global_batch_at, steps_per_epoch
 
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test of time
+
 seeds = st.integers(0, 2**32 - 1)
 sizes = st.integers(1, 300)
 
 
+@patient
 @given(sizes, seeds, st.integers(0, 2**31))
 def test_an_epoch_is_a_permutation(num_rows: int, seed: int, epoch: int) -> None:
     """Each row comes once, for any seed and epoch, and the same on every call."""
@@ -22,6 +25,7 @@ def test_an_epoch_is_a_permutation(num_rows: int, seed: int, epoch: int) -> None
     assert np.array_equal(order, epoch_order(num_rows, seed, epoch))
 
 
+@patient
 @given(sizes, st.integers(1, 400), seeds, st.integers(0, 5))
 def test_the_batches_of_an_epoch_use_each_row_once(num_rows: int, global_batch: int, seed: int, epoch: int) -> None:
     """Batches are full but for the last, none is empty, and together they are the epoch in its order."""
@@ -32,6 +36,7 @@ def test_the_batches_of_an_epoch_use_each_row_once(num_rows: int, global_batch: 
     assert np.array_equal(np.concatenate(batches), epoch_order(num_rows, seed, epoch))
 
 
+@patient
 @given(sizes, st.integers(1, 64), seeds, st.integers(0, 50))
 def test_a_step_is_independent_of_what_came_before(num_rows: int, global_batch: int, seed: int, step: int) -> None:
     """A step's batch needs no earlier step, so that a resumed run continues the same order."""
@@ -39,6 +44,7 @@ def test_a_step_is_independent_of_what_came_before(num_rows: int, global_batch: 
     assert forward[-1] == global_batch_at(step, num_rows, global_batch, seed).tolist()
 
 
+@patient
 @given(st.integers(1, 60), st.integers(1, 16), seeds, st.integers(0, 20), st.integers(1, 9), st.integers(1, 9))
 def test_the_ranks_share_the_same_batch_however_many_they_are(
     num_rows: int, global_batch: int, seed: int, step: int, one: int, other: int

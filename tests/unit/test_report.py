@@ -138,7 +138,7 @@ def test_plain_run() -> None:
     """A whole run without a terminal is a dozen lines, none of them wrapped."""
     times = iter([0.0, 9.9, 10.0, 15.0])
     lines = show_plainly(
-        event("progress", text="model: converted once, kept in the cache"),
+        event("notice", text="model: converted once, kept in the cache"),
         STARTED,
         planned(4),
         answered("before", share=0.0),
@@ -253,7 +253,7 @@ def test_terminal_phases() -> None:
     )
     words = [lines[-1].split(" ")[0] for lines in screen.seen if lines and "━" in lines[-1]]
     shown = [word for word, _ in itertools.groupby(words)]
-    assert shown == ["starting", "loading", "answering", "validating", "training", "answering", "done"]
+    assert shown == ["preparing", "loading", "answering", "validating", "training", "answering", "done"]
 
 
 def test_dumb_terminal() -> None:
@@ -287,8 +287,8 @@ def test_plain_text() -> None:
 
 def test_messages_are_literal() -> None:
     """Markup and control characters in a message are neither interpreted nor passed on, with a terminal or without."""
-    assert show_plainly(event("progress", text=HOSTILE)) == [HARMLESS]
-    screen = show_on_terminal(event("progress", text=HOSTILE))
+    assert show_plainly(event("notice", text=HOSTILE)) == [HARMLESS]
+    screen = show_on_terminal(event("notice", text=HOSTILE))
     assert [line for line in screen.lines if line] == [HARMLESS]
 
 

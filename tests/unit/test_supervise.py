@@ -6,6 +6,7 @@ a process holds open, so that its end, however it comes, is seen as the end of t
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import select
@@ -343,7 +344,18 @@ def test_cannot_be_started(tmp_path: Path) -> None:
 def test_session_and_input() -> None:
     """The job has a session of its own, where a terminal's Ctrl-C does not reach it, and nothing to read."""
     seen = Watched()
-    assert seen.run(script("say(f'{os.getsid(0) == os.getpid()} {sys.stdin.read()!r}\\n')")) == Outcome(0)
+    typed, keyboard = os.pipe()
+    os.write(keyboard, b"typed by the user")
+    os.close(keyboard)
+    own = os.dup(0)
+    try:
+        os.dup2(typed, 0)
+        outcome = seen.run(script("say(f'{os.getsid(0) == os.getpid()} {sys.stdin.read()!r}\\n')"))
+    finally:
+        os.dup2(own, 0)
+        os.close(own)
+        os.close(typed)
+    assert outcome == Outcome(0)
     assert seen.lines == [Line(None, "True ''")]
 
 
@@ -390,7 +402,7 @@ def test_a_stranger_holds_the_pipe(tmp_path: Path, body: str) -> None:
     """A process that left for a session of its own, output still open, holds nobody up; it is left alone."""
     quit_pipe = tmp_path / "quit"
     os.mkfifo(quit_pipe)
-    seen = Watched()
+    seen = Watched(react=lambda _: hashlib.sha256(bytes(500_000)))  # meanwhile the noisy one fills the pipe again
     code = f"""
 say("[1,0]<stdout>: before\\n")
 if os.fork() == 0:

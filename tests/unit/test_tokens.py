@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
@@ -19,6 +19,8 @@ from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 from trainer.data.formats import Message, Sample
 from trainer.data.tokens import TokenRow, tokenize_sample, tokenize_samples
 from trainer.errors import InputError
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test of time
 
 PATH = Path("train.jsonl")
 
@@ -226,6 +228,7 @@ text_of_any_kind = st.lists(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@patient
 @given(contents=st.lists(text_of_any_kind.filter(str.strip), min_size=2, max_size=6))
 def test_any_conversation_is_learned_by_its_answers(kind: str, contents: list[str]) -> None:
     """Whatever is said, a stretch is learned for each answer, and it is the answer's text with its end."""
@@ -234,6 +237,14 @@ def test_any_conversation_is_learned_by_its_answers(kind: str, contents: list[st
     row = tokenize_sample(talk(*contents), tokenizer)
     got = learned(row, tokenizer)
     assert [text.strip() for text in got] == [answer(text).strip() for text in contents[1::2]]
+
+
+@pytest.mark.parametrize("trim", [False, True])
+def test_a_space_of_the_template_is_not_learned_where_it_is_a_token_of_its_own(trim: bool) -> None:
+    """Before an emoji the prompt's last space stands alone and stays unlearned, also where its offsets hold nothing."""
+    tokenizer = byte_level(PLAIN, S, trim=trim)
+    row = tokenize_sample(talk("hi", "🦜", "and?", "🦜  x"), tokenizer)
+    assert learned(row, tokenizer) == ["🦜</s>", "🦜  x</s>"]
 
 
 def test_words_without_white_space_in_the_vocabulary() -> None:
@@ -280,6 +291,7 @@ def test_what_only_looks_like_a_control_token_is_text(text: str) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
+@patient
 @given(question=text_of_any_kind.filter(str.strip), special=st.sampled_from([*IM, *S, *HEADERS, *TAGS, "[INST]", "[/INST]"]))
 def test_a_question_never_adds_to_what_is_learned(kind: str, question: str, special: str) -> None:
     """Even past the refusal, a question that forges turns leaves the supervised tokens as they are: the answer's."""
@@ -349,6 +361,6 @@ def test_every_sample_that_is_too_long_is_named() -> None:
 def test_rows_are_int32_and_bool_of_one_length() -> None:
     """The types are those that `TokenRow` states, and the first token is never counted as learned."""
     row = tokenize_sample(talk("hi", "Ahoy!"), KINDS["chatml"][0])
-    assert (row.tokens.dtype, row.supervised.dtype) == ("int32", "bool")
+    assert (row.tokens.dtype.name, row.supervised.dtype.name) == ("int32", "bool")
     assert len(row) == len(row.tokens) == len(row.supervised)
     assert not row.supervised[0]

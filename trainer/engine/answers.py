@@ -12,6 +12,8 @@ from mlx_lm.generate import batch_generate, stream_generate
 from trainer.comm.group import Comm
 from trainer.config import StyleConfig
 
+PROMPTS_AT_ONCE = 32
+
 
 def answer_prompts(model: nn.Module, tokenizer: Any, prompts: Sequence[str], max_tokens: int) -> list[str]:
     """Return the greedy answer to each prompt, one after the other: exactly what chatting would show."""
@@ -21,14 +23,25 @@ def answer_prompts(model: nn.Module, tokenizer: Any, prompts: Sequence[str], max
     ]
 
 
-def answer_many(model: nn.Module, tokenizer: Any, prompts: Sequence[str], max_tokens: int, comm: Comm) -> list[str]:
+def answer_many(
+    model: nn.Module,
+    tokenizer: Any,
+    prompts: Sequence[str],
+    max_tokens: int,
+    comm: Comm,
+    tick: Callable[[int, int], None] = lambda _done, _total: None,
+) -> list[str]:
     """Return the greedy answer to each prompt in order, computed in batches and shared among the ranks; a collective.
 
-    Several times faster than `answer_prompts`, and equal to it but for the rounding of batched products.
+    Several times faster than `answer_prompts`, and equal to it but for the rounding of batched products. ``tick`` is told
+    how many of this rank's prompts are done.
     """
-    own = list(prompts[comm.rank :: comm.size])
-    encoded = [_encode(tokenizer, prompt) for prompt in own]
-    texts = batch_generate(model, tokenizer, encoded, max_tokens=max_tokens).texts if own else []
+    own = [_encode(tokenizer, prompt) for prompt in prompts[comm.rank :: comm.size]]
+    texts: list[str] = []
+    for start in range(0, len(own), PROMPTS_AT_ONCE):
+        batch = own[start : start + PROMPTS_AT_ONCE]
+        texts += batch_generate(model, tokenizer, batch, max_tokens=max_tokens, completion_batch_size=len(batch)).texts
+        tick(len(texts), len(own))
     answers: list[str] = [""] * len(prompts)
     for rank, part in enumerate(comm.all_gather(texts)):
         answers[rank :: comm.size] = part

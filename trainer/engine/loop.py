@@ -163,7 +163,9 @@ class Run:
 
     def _validate(self, step: int) -> None:
         """Measure the validation loss; keep the adapter if it is the best so far."""
-        loss = evaluate(self.model, self.step.head, self.rows["valid"], self.comm, self.config.train.micro_batch)
+        loss = evaluate(
+            self.model, self.step.head, self.rows["valid"], self.comm, self.config.train.micro_batch, self._ticker("validating")
+        )
         done = self.progress
         done.last_loss = loss
         if step == 0:
@@ -207,7 +209,9 @@ class Run:
             replies[rank :: self.comm.size] = part
         tested: list[str] = []
         if style.markers:
-            tested = answer_many(self.model, self.tokenizer, self.test_prompts, style.max_reply_tokens, self.comm)
+            tested = answer_many(
+                self.model, self.tokenizer, self.test_prompts, style.max_reply_tokens, self.comm, self._ticker("answering")
+            )
         share = share_in_style(tested, style) if tested else None
         self._tell(
             "answered",
@@ -237,6 +241,10 @@ class Run:
             train_s=done.step_s,
             peak_memory_mib=memory,
         )
+
+    def _ticker(self, phase: str) -> Callable[[int, int], None]:
+        """Return what tells how far a long phase has come."""
+        return lambda done, total: self._tell("progress", phase=phase, done=done, total=total)
 
     def _tell(self, kind: str, **fields: Any) -> None:
         if self.comm.rank == 0:

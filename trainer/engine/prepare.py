@@ -21,7 +21,7 @@ def prepare(config_path: Path, data: Path, events: Events) -> None:
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
     config = load_config(config_path)
     samples = read_splits(data)  # the cheapest check first: nothing is fetched for broken data
-    model = fetch_model(config.model, lambda text: events.emit("progress", text=text))
+    model = fetch_model(config.model, lambda text: events.emit("notice", text=text))
     from mlx_lm.utils import load_tokenizer
 
     tokenizer = load_tokenizer(model, {"trust_remote_code": config.model.trust_remote_code})

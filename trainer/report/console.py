@@ -47,7 +47,7 @@ class RunConsole:
             transient=True,
             disable=not self.console.is_interactive,
         )
-        self._task = self._progress.add_task("starting", total=None, figures="")
+        self._task = self._progress.add_task("preparing", total=None, figures="")
 
     def __enter__(self) -> RunConsole:
         self._progress.start()
@@ -69,8 +69,13 @@ class RunConsole:
         """Print a line above the progress display."""
         self.console.print(plain_text(text), soft_wrap=True)
 
-    def _show_progress(self, event: Event) -> None:
+    def _show_notice(self, event: Event) -> None:
         self.say(event["text"])
+
+    def _show_progress(self, event: Event) -> None:
+        done, total = event["done"], event["total"]
+        figures = f"{event['phase']} {done} of {total}" if done < total else ""
+        self._progress.update(self._task, figures=figures)
 
     def _show_started(self, event: Event) -> None:
         threads = event["threads"]
