@@ -72,7 +72,7 @@ def chat(
                 prompts=prompt or [],
                 system=system,
                 max_tokens=max_tokens,
-                temperature=float(temperature),
+                temperature=temperature,
             )
         )
     )

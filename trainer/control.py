@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -64,11 +65,11 @@ def read_inputs(request: Request) -> Inputs:
 
     cluster = attempt(lambda: load_inventory(find_beside(request.inventory, PROJECT_ROOT)))
     config = attempt(lambda: load_config(request.recipe, request.overrides))
-    name = attempt(lambda: _check_name(request.name or Path(request.recipe).stem))
-    if config:
-        data = find_beside(config.data.path, PROJECT_ROOT)
+    name = attempt(lambda: _check_name(request.name) if request.name else _name_after(request.recipe))
+    data = attempt(lambda: find_beside(config.data.path, PROJECT_ROOT)) if config else None
+    if data:
         attempt(lambda: read_splits(data))
-    if cluster is None or config is None or name is None or problems:
+    if cluster is None or config is None or name is None or data is None or problems:
         raise InputError(problems)
     return Inputs(cluster=cluster, config=config, data=data, name=name)
 
@@ -96,11 +97,11 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
     return outcome.exit_code
 
 
-def chat(run: str, *, base: bool, model: str, prompts: list[str], system: str, max_tokens: int, temperature: float) -> int:
+def chat(run: str, *, base: bool, model: str, prompts: list[str], system: str, max_tokens: int, temperature: str) -> int:
     """Talk to the result of a run, to its base model, or to any model folder; returns the exit code."""
-    command = [sys.executable, "-m", "trainer", "chat", "--max-tokens", str(max_tokens), "--temperature", str(temperature)]
+    command = [sys.executable, "-m", "trainer", "chat", "--max-tokens", str(max_tokens), "--temperature", temperature]
     if model:
-        command += ["--model", str(Path(model).expanduser())]
+        command += ["--model", str(_check_model(model))]
     else:
         plan = find_run(run)
         command += ["--model", str(plan.model_path)]
@@ -126,6 +127,13 @@ def fuse(run: str, out: str) -> int:
     return code
 
 
+def _check_model(model: str) -> Path:
+    folder = find_beside(model)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"--model {model}: there is no model here (no config.json); give a model's folder")
+    return folder
+
+
 def find_run(run: str) -> RunPlan:
     """Return the plan of a run given as folder, as name in ``runs/``, or as nothing for the latest."""
     return read_plan(find_beside(run or "latest", runs_dir()))
@@ -140,9 +148,14 @@ def find_adapter(plan: RunPlan) -> Path:
 
 
 def _check_name(name: str) -> str:
-    if not all(char.isalnum() or char in "-_." for char in name) or name.startswith("."):
-        raise InputError(f"--name {json.dumps(name)}: use letters, digits, '-', '_' and '.'; it becomes the name of a folder")
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", name):
+        raise InputError(f"--name {json.dumps(name)}: use up to 64 letters, digits, '-', '_' and '.'; it names a folder")
     return name
+
+
+def _name_after(recipe: str) -> str:
+    """Return a run's name made of its recipe's, with what a folder should not have in its name left out."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(recipe).stem).strip("-")[:64] or "run"
 
 
 class Both:

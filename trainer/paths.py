@@ -6,6 +6,8 @@ import os
 import sys
 from pathlib import Path
 
+from trainer.errors import InputError
+
 PROJECT_ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -29,8 +31,11 @@ def runs_dir() -> Path:
 
 def find_beside(path: str | Path, *roots: Path) -> Path:
     """Return the absolute form of ``path``: as it is from the current folder if that exists, else from the first of
-    ``roots`` where it exists, else from the current folder.
+    ``roots`` where it exists, else from the current folder. Raises `InputError` for what cannot be a path.
     """
-    given = Path(path).expanduser()
-    candidates = [Path.cwd() / given, *(root / given for root in roots)]
-    return next((c for c in candidates if c.exists()), candidates[0]).resolve()
+    try:
+        given = Path(path).expanduser()
+        candidates = [Path.cwd() / given, *(root / given for root in roots)]
+        return next((c for c in candidates if c.exists()), candidates[0]).resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, no such user's home, a null byte
+        raise InputError(f"{path!s:.60}: is not a path: {getattr(error, 'strerror', None) or error}") from error

@@ -106,6 +106,19 @@ def test_chat_holds_a_conversation(trained: tuple[Path, subprocess.CompletedProc
     assert first == second != ""
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--run", "nowhere"], "{cwd}/nowhere: there is no run here; ./inv train makes one\n"),
+        (["--model", "nowhere"], "--model nowhere: there is no model here (no config.json); give a model's folder\n"),
+    ],
+)
+def test_chat_with_nothing_is_told(tmp_path: Path, options: list[str], message: str) -> None:
+    """A run or a model that does not exist: exit 2 and what to do."""
+    shown = invoke("chat", *options, cwd=tmp_path)
+    assert (shown.returncode, shown.stderr) == (2, message.format(cwd=tmp_path))
+
+
 def test_fuse_makes_one_model(trained: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
     """`./inv fuse` writes a model that answers like base and adapter together; a folder in use is refused."""
     run_dir, _ = trained

@@ -121,7 +121,7 @@ CHEAP = [
     option("an override with nan", "optimizer.learning_rate=nan", "optimizer.learning_rate: NaN is not a finite number"),
     Case(
         "a name with a slash",
-        "--name \"../x\": use letters, digits, '-', '_' and '.'; it becomes the name of a folder",
+        "--name \"../x\": use up to 64 letters, digits, '-', '_' and '.'; it names a folder",
         run_name="../x",
     ),
     # inventories
@@ -199,7 +199,7 @@ CHEAP = [
         "everything at once",
         "{cwd}/hosts.yml: $.all: is missing\n"
         "{cwd}/hosts.yml: $.hosts: unknown key\n"
-        "--name \"a b\": use letters, digits, '-', '_' and '.'; it becomes the name of a folder\n"
+        "--name \"a b\": use up to 64 letters, digits, '-', '_' and '.'; it names a folder\n"
         f"{DATA}:1: is 1, {ROW}\n"
         f"{DATA}:2: is 2, {ROW}\n"
         "{cwd}/data/valid.jsonl: the file is empty; it needs a chat sample on each line",

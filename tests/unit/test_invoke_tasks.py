@@ -138,9 +138,9 @@ def test_chat_passes_its_options_on(calls: Callable[..., list[Call]]) -> None:
     chatted = calls("chat")
     options = ["--prompt=Tea?", "--prompt=Exam?", "--base", "--model=/m", "--system=Be brief.", "--max-tokens=7"]
     assert [run("chat"), run("chat", "--run=runs/x", "--temperature=0.5", *options)] == [0, 0]
-    none = {"base": False, "model": "", "prompts": [], "system": "", "max_tokens": 512, "temperature": 0.0}
+    none = {"base": False, "model": "", "prompts": [], "system": "", "max_tokens": 512, "temperature": "0"}
     full = {"base": True, "model": "/m", "prompts": ["Tea?", "Exam?"], "system": "Be brief.", "max_tokens": 7}
-    assert chatted == [(("",), none), (("runs/x",), {**full, "temperature": 0.5})]
+    assert chatted == [(("",), none), (("runs/x",), {**full, "temperature": "0.5"})]
 
 
 def test_fuse_passes_its_options_on(calls: Callable[..., list[Call]]) -> None:
