@@ -17,6 +17,7 @@ from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.openmpi import OpenMPI
 from trainer.cluster.plan import Launch, RunPlan, Tools, make_launch
 from trainer.config import RunConfig, load_config, parse_config
+from trainer.fingerprint import hash_model
 
 RUN = Path("/home/me/flotilla/runs/20260101-120000-pirate")
 LOCAL = Cluster(hosts=(Host(name="this-machine", slots=2, address="localhost", is_local=True),))
@@ -185,6 +186,22 @@ def test_describe(run_dir: Path) -> None:
     assert command.endswith("\n")
     assert command.count("\n") == 1
     assert tuple(shlex.split(command)) == launch.argv
+
+
+def test_fingerprint(tmp_path: Path) -> None:
+    """A model's fingerprint changes with its weights, settings, tokenizer and code, and with nothing else in the folder."""
+    for name in ("model.safetensors", "config.json", "chat_template.jinja", "tokenizer.model", "merges.txt", "modeling.py"):
+        (tmp_path / name).write_text("x")
+    seen = {hash_model(tmp_path)}
+    for name in ("._model.safetensors", ".gitattributes", ".cache.json", "README.md"):
+        (tmp_path / name).write_text("whatever macOS and others leave behind")
+    (tmp_path / "more.json").mkdir()
+    assert {hash_model(tmp_path)} == seen
+    for path in sorted(tmp_path.glob("[!.]*[!d]")):
+        if path.is_file():
+            path.write_text("y")
+            seen.add(hash_model(tmp_path))
+    assert len(seen) == 7
 
 
 def test_no_machine_in_the_source() -> None:
