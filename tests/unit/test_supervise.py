@@ -323,6 +323,7 @@ def test_no_output() -> None:
         ("sys.exit(1)", Outcome(70, "the job ended with exit code 1 and without a reason")),
         ("sys.exit(75)", Outcome(70, "the job ended with exit code 75 and without a reason")),
         ("sys.exit(128)", Outcome(70, "the job ended with exit code 128 and without a reason")),
+        ("sys.exit(255)", Outcome(70, "the job ended with exit code 255 and without a reason")),
         ("sys.exit(137)", Outcome(75, KILLED)),
         ("os.kill(os.getpid(), signal.SIGKILL)", Outcome(75, KILLED)),
         ("signal.signal(signal.SIGTERM, signal.SIG_DFL); os.kill(os.getpid(), signal.SIGTERM)", Outcome(75, KILLED)),
@@ -331,6 +332,35 @@ def test_no_output() -> None:
 def test_ends_without_a_word(code: str, outcome: Outcome) -> None:
     """Without an error event the launcher's exit code decides: done, our bug, or killed by a signal of a rank or its own."""
     assert Watched().run(script(code)) == outcome
+
+
+@pytest.mark.parametrize(
+    ("code", "outcome"),
+    [
+        ("sys.exit(255)", Outcome(3, "the ranks could not be started (exit code 255)")),
+        (
+            "say('mini: no route to host\\n', 2); say('A daemon failed to report back.', 2); sys.exit(255)",
+            Outcome(
+                3, "the ranks could not be started (exit code 255)\nmini: no route to host\nA daemon failed to report back."
+            ),
+        ),
+        (
+            "[say(f'{n}\\n', 2) for n in range(99)]; sys.exit(1)",
+            Outcome(3, "\n".join(["the ranks could not be started (exit code 1)", *map(str, range(79, 99))])),
+        ),
+        ("os.kill(os.getpid(), signal.SIGKILL)", Outcome(75, KILLED)),
+        (
+            "say('[1,0]<stderr>: Traceback\\n', 2); sys.exit(1)",
+            Outcome(70, "the job ended with exit code 1 and without a reason"),
+        ),
+        ("tell('started'); sys.exit(1)", Outcome(70, "the job ended with exit code 1 and without a reason")),
+        ("tell('error', message='no libmpi', exit_code=3); sys.exit(1)", Outcome(3, "no libmpi")),
+        ("say('a warning\\n', 2)", Outcome(0)),
+    ],
+)
+def test_ranks_never_started(code: str, outcome: Outcome) -> None:
+    """A launcher that ends before any rank has said a word, as with a host out of reach, is quoted, with exit code 3."""
+    assert Watched(timeout_s=300.0).run(script(code)) == outcome
 
 
 def test_cannot_be_started(tmp_path: Path) -> None:
@@ -401,23 +431,27 @@ os.read(reader, 1)
 def test_a_stranger_holds_the_pipe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, body: str) -> None:
     """A process that left for a session of its own, output still open, holds nobody up; it is left alone."""
     monkeypatch.setattr(supervise, "_LAST_READS", 4)
+
+    def dawdle(_: Event | Line) -> None:
+        hashlib.sha256(bytes(500_000))  # meanwhile the noisy one fills the pipe again
+
     quit_pipe = tmp_path / "quit"
     os.mkfifo(quit_pipe)
-    seen = Watched(react=lambda _: hashlib.sha256(bytes(500_000)))  # meanwhile the noisy one fills the pipe again
+    seen = Watched(react=dawdle)
     code = f"""
 say("[1,0]<stdout>: before\\n")
+tell("done")
 if os.fork() == 0:
     os.setsid()
     if os.fork() == 0:
         {body}
     os._exit(0)
 os.wait()
-tell("done")
 """
     assert seen.run(script(code, quit_pipe)) == Outcome(0)
     assert seen.lines[0] == Line(0, "before")
     assert seen.events == [event("done")]
-    assert len(seen.lines) < 1000
+    assert len(seen.lines) < 3000
     if "open" in body:
         quit_pipe.write_text("its end; it was alive, or this would wait for a reader")
 
@@ -633,7 +667,7 @@ def test_second_interruption_ends(supervising: Callable[..., Supervising]) -> No
 
 def test_second_interruption_kills(supervising: Callable[..., Supervising]) -> None:
     """A job that ignores even that is killed."""
-    job = supervising("deaf", "started", kill_after_s=0.2)
+    job = supervising("deaf", "started", kill_after_s=1.0)
     job.read_until("ready")
     job.process.send_signal(signal.SIGINT)
     job.read_until("asked to stop at the next step")

@@ -16,6 +16,7 @@ import signal
 import subprocess
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,7 @@ _INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _KILL_AFTER_S = 5.0
 _TICK_S = 0.1
 _CHUNK_BYTES = 65536
+_QUOTED_LINES = 20
 _LAST_READS = 64  # a pipe holds 64 KiB, a few reads; only something that outlives the launcher can write more
 
 
@@ -69,6 +71,8 @@ class Supervisor:
         self._interrupts = 0
         self._error: Event | None = None
         self._process: subprocess.Popen[bytes] | None = None
+        self._rank_spoke = False
+        self._launcher_said: deque[str] = deque(maxlen=_QUOTED_LINES)
 
     def run(self, argv: Sequence[str], env: Mapping[str, str]) -> Outcome:
         """Start ``argv`` with ``env`` added to ours, and return when it has ended; nothing of it stays on this machine.
@@ -162,7 +166,10 @@ class Supervisor:
             text = raw.decode("utf-8", "replace").rstrip("\r\n")
             tag = _TAG.match(text)
             line = Line(int(tag[1]), tag[3]) if tag else Line(None, text)
+            self._rank_spoke |= line.rank is not None
             event = parse_event(line.text) if from_stdout else None
+            if event is None and line.rank is None:
+                self._launcher_said.append(line.text)
             if event is None:
                 self._on_line(line)
             else:
@@ -182,8 +189,11 @@ class Supervisor:
             return Outcome(EXIT_INTERRUPTED, "interrupted")
         if returncode == 0:
             return Outcome(EXIT_OK)
-        if returncode < 0 or returncode > 128:
+        if returncode < 0 or 128 < returncode < 128 + signal.NSIG:
             return Outcome(StalledError.exit_code, "a rank was killed from outside, for example for want of memory")
+        if self._start_timeout_s and not self._started and not self._rank_spoke:
+            said = "\n".join([f"the ranks could not be started (exit code {returncode})", *self._launcher_said])
+            return Outcome(ClusterError.exit_code, said)
         return Outcome(EXIT_BUG, f"the job ended with exit code {returncode} and without a reason")
 
     def _late_message(self) -> str:
