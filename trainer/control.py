@@ -22,10 +22,11 @@ from trainer.data.formats import read_splits
 from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, FlotillaError, InputError
 from trainer.events import Event
 from trainer.paths import PROJECT_ROOT, find_beside, runs_dir
-from trainer.report.console import RunConsole, render_answers, render_summary
+from trainer.report.console import RunConsole, plain_text, render_answers, render_summary
 from trainer.report.record import Record
 
 T = TypeVar("T")
+WIDTH = 110  # of tables where there is no terminal to ask
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +44,14 @@ def at_boundary(command: Callable[[], int]) -> int:
     try:
         return command()
     except FlotillaError as error:
-        print(error, file=sys.stderr)
+        _complain(str(error))
         return error.exit_code
     except JobError as failed:
-        print(failed.outcome.message, file=sys.stderr)
+        _complain(failed.outcome.message)
         return failed.outcome.exit_code
+    except OSError as error:  # a full disk, a folder that may not be written
+        _complain(f"{error.filename or 'writing'}: {error.strerror}; the run cannot go on here")
+        return InputError.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
 
@@ -89,7 +93,7 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
         outcome = execute(launch, Both(console, record))
     summary = record.finish(outcome)
     if "loss_best" in summary:
-        out = Console()
+        out = Console() if sys.stdout.isatty() else Console(width=WIDTH)
         out.print(render_summary(summary, inputs.config.style.name))
         if summary["answers"]:
             out.print(render_answers(summary["answers"]))
@@ -181,4 +185,9 @@ def _say_farewell(launch: Launch, outcome: Outcome) -> None:
     if outcome.exit_code == EXIT_OK:
         print(f"run {run_dir}\ntalk to it: ./inv chat", file=sys.stderr)
         return
-    print(f"{outcome.message}\nlogs: {run_dir / 'logs'}", file=sys.stderr)
+    _complain(f"{outcome.message}\nlogs: {run_dir / 'logs'}")
+
+
+def _complain(text: str) -> None:
+    """Print on standard error what others may have written, without the control characters that it may hold."""
+    print(plain_text(text).plain, file=sys.stderr)

@@ -180,6 +180,7 @@ class Supervisor:
             self._started = True
         if event["event"] == "error" and self._error is None and self._kill_at == math.inf:
             self._error = event  # the first rank to fail knows why; the others only lost it
+            self._kill_at = time.monotonic() + _KILL_AFTER_S  # it aborts the job; should that not end it, we do
         self._on_event(event)
 
     def _judge(self, returncode: int) -> Outcome:

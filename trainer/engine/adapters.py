@@ -14,6 +14,7 @@ import mlx.nn as nn
 
 from trainer.cluster.plan import RunPlan
 from trainer.engine.step import trainable_parameters
+from trainer.errors import InputError
 from trainer.model.lora import adapter_parameters, count_layers
 
 WEIGHTS = "adapters.safetensors"
@@ -35,9 +36,12 @@ def save_adapter(model: nn.Module, plan: RunPlan, folder: Path) -> None:
 
 
 def load_adapter(model: nn.Module, folder: Path) -> None:
-    """Put the weights saved in ``folder`` back into the adapter layers of ``model``."""
+    """Put the weights saved in ``folder`` into the adapter layers of ``model``; raises `InputError` if they are another's."""
     weights = mx.load(str(folder / WEIGHTS))
     assert isinstance(weights, dict)
+    expected = {name: value.shape for name, value in trainable_parameters(model)}
+    if {name: value.shape for name, value in weights.items()} != expected:
+        raise InputError(f"{folder}: holds the adapter of another model or configuration")
     model.load_weights(list(weights.items()), strict=False)
     mx.eval(model.trainable_parameters())  # mx.load is lazy: read before anyone replaces the file
 
@@ -54,9 +58,11 @@ def describe_adapter(plan: RunPlan, num_layers: int) -> dict[str, Any]:
 
 
 def _swap(new: Path, folder: Path) -> None:
-    """Move ``new`` to ``folder``; a reader sees the old files or the new ones, never half of either."""
-    if not folder.exists():
+    """Move ``new`` to ``folder``, or only its weights into it: the settings stay the same during a run.
+
+    Either is one rename, so that a reader finds the old weights or the new ones, never half of them.
+    """
+    if folder.exists():
+        os.replace(new / WEIGHTS, folder / WEIGHTS)
+    else:
         os.rename(new, folder)
-        return
-    for name in (WEIGHTS, SETTINGS):
-        os.replace(new / name, folder / name)

@@ -56,13 +56,21 @@ def share_in_style(replies: Sequence[str], style: StyleConfig) -> float:
 
 def count_markers(markers: Sequence[str]) -> Callable[[str], int]:
     """Return a function that counts how many different ``markers`` a text holds as whole words, in any case."""
-    patterns = [re.compile(rf"(?<![\w']){re.escape(m).replace(chr(92) + '*', '[a-z]*')}(?!\w)", re.IGNORECASE) for m in markers]
+    patterns = [_compile(marker) for marker in markers]
 
     def count(text: str) -> int:
         plain = text.replace("\N{RIGHT SINGLE QUOTATION MARK}", "'")
         return sum(bool(pattern.search(plain)) for pattern in patterns)
 
     return count
+
+
+def _compile(marker: str) -> re.Pattern[str]:
+    """Return the pattern of a marker; a ``*`` in front stands for a letter at least, so that "*in'" is not "in'"."""
+    letters = re.escape(marker).replace(r"\*", "[a-z]*")
+    if marker.startswith("*"):
+        letters = "[a-z]" + letters
+    return re.compile(rf"(?<![\w']){letters}(?!\w)", re.IGNORECASE)
 
 
 def _encode(tokenizer: Any, prompt: str) -> list[int]:
