@@ -16,11 +16,11 @@ from trainer.cluster.launch import Inputs, execute, plan_run
 from trainer.cluster.openmpi import find_open_mpi
 from trainer.cluster.plan import Launch, Tools, mpirun_command, rank_environment
 from trainer.cluster.supervise import Line, Outcome, Supervisor
-from trainer.config import load_config
 from trainer.data.formats import SPLITS
 from trainer.events import Event
 from trainer.fingerprint import hash_files, hash_model
 from trainer.paths import PROJECT_ROOT
+from trainer.recipe import load_config
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}<|im_end|>\n{% endfor %}"

@@ -34,6 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     chat = verbs.add_parser("chat", help="talk to a model, with or without an adapter")
     chat.add_argument("--model", type=Path, required=True)
     chat.add_argument("--adapter", type=Path)
+    chat.add_argument("--trust-remote-code", action="store_true", help="let the model run Python code that it carries")
     chat.add_argument("--prompt", action="append", default=[], help="answer this and end; may be given several times")
     chat.add_argument("--system", default="", help="a system message to begin with")
     chat.add_argument("--max-tokens", type=int, default=512)

@@ -17,11 +17,11 @@ from trainer.cluster.inventory import DEFAULT_INVENTORY, load_inventory
 from trainer.cluster.launch import NOT_YET, Inputs, JobError, execute, plan_run, prepare, read_plan
 from trainer.cluster.plan import Launch, RunPlan
 from trainer.cluster.supervise import Line, Outcome
-from trainer.config import DEFAULT_RECIPE, load_config
 from trainer.data.formats import read_splits
 from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, FlotillaError, InputError
 from trainer.events import Event
 from trainer.paths import PROJECT_ROOT, find_beside, runs_dir
+from trainer.recipe import DEFAULT_RECIPE, load_config
 from trainer.report.console import RunConsole, plain_text, render_answers, render_summary
 from trainer.report.record import Record
 
@@ -110,6 +110,7 @@ def chat(run: str, *, base: bool, model: str, prompts: list[str], system: str, m
         plan = find_run(run)
         command += ["--model", str(plan.model_path)]
         command += [] if base else ["--adapter", str(find_adapter(plan))]
+        command += ["--trust-remote-code"] if plan.config.model.trust_remote_code else []
     for prompt in prompts:
         command += ["--prompt", prompt]
     if system:

@@ -1,6 +1,6 @@
 """Our throughput beside mlx_lm.lora's: the same samples, model, adapter, batch, optimizer, BLAS and threads.
 
-    .venv/bin/python tests/benchmarks/peers.py [--steps 20] [--repeats 2] [--ranks 1 2]
+    .venv/bin/python tests/benchmarks/peers.py [--steps 15] [--repeats 2] [--ranks 1 2] [--layers 8]
 
 Runs are interleaved, because machines are noisy and only ratios measured side by side mean something. Prints a Markdown
 table for docs/benchmarks.md: medians over the repeats, the first steps of every run left out as warm-up.
@@ -27,9 +27,10 @@ from trainer.cluster.hostfile import render_open_mpi
 from trainer.cluster.launch import Inputs, execute, plan_run, prepare
 from trainer.cluster.openmpi import find_open_mpi
 from trainer.cluster.plan import Tools, mpirun_command, rank_environment
-from trainer.config import RunConfig, load_config
+from trainer.config import RunConfig
 from trainer.data.formats import SPLITS
 from trainer.paths import PROJECT_ROOT
+from trainer.recipe import load_config
 
 WARM_UP = 5
 PEER = Path(__file__).with_name("run_mlx_lm.py")
@@ -45,15 +46,23 @@ class Rate:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=20, help="optimizer steps of each run")
+    parser.add_argument("--steps", type=int, default=15, help="optimizer steps of each run")
     parser.add_argument("--repeats", type=int, default=2, help="runs of each kind")
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--layers", type=int, default=8, help="adapted layers from the last; -1 for all")
     options = parser.parse_args()
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     with tempfile.TemporaryDirectory(prefix="flotilla-bench-") as scratch:
         data = write_data(Path(scratch) / "data")
-        config = load_config("pirate", [f"train.steps={options.steps}", "train.eval_every=0", "train.global_batch=8",
-                                        "train.micro_batch=4", "style.markers=[]", "style.demo_prompts=[]"])  # fmt: skip
+        work = [
+            "train.global_batch=8",
+            "train.micro_batch=4",
+            "train.eval_every=0",
+            "style.markers=[]",
+            "style.demo_prompts=[]",
+        ]
+        work += [f"train.steps={options.steps}", f"adapter.num_layers={options.layers}"]
+        config = load_config("pirate", work)
         model, fingerprints = prepare(Inputs(cluster=local_cluster(1), config=config, data=data, name="bench"), Log())
         rates: dict[tuple[str, int, int], list[Rate]] = {}
         for repeat in range(options.repeats):
@@ -68,11 +77,11 @@ def main() -> None:
 
 
 def write_data(folder: Path) -> Path:
-    """Copy the pirate data with a validation split of four rows: both trainers validate before and after."""
+    """Copy the pirate data with a validation split of eight rows: both trainers validate before and after."""
     folder.mkdir()
     for split in SPLITS:
         lines = (PROJECT_ROOT / "datasets" / "pirate" / f"{split}.jsonl").read_text("utf-8").splitlines(keepends=True)
-        (folder / f"{split}.jsonl").write_text("".join(lines if split == "train" else lines[:4]), "utf-8")
+        (folder / f"{split}.jsonl").write_text("".join(lines if split == "train" else lines[:8]), "utf-8")
     return folder
 
 

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from trainer.config import load_config
 from trainer.data.formats import SPLITS, Sample, read_splits
 from trainer.paths import PROJECT_ROOT
+from trainer.recipe import load_config
 
 FOLDER = PROJECT_ROOT / "datasets" / "pirate"
 MANIFEST = FOLDER / "manifest.json"
@@ -160,7 +160,9 @@ def test_the_recipe_recognises_the_style(answers: list[tuple[str, str]]) -> None
 
 
 def token_counter() -> Any:
-    from trainer.model.bundled import build_tokenizer, find_gguf, read_gguf
+    from trainer.model.bundled import find_gguf
+    from trainer.model.gguf import read_gguf
+    from trainer.model.gguf_tokenizer import build_tokenizer
 
     tokenizer = build_tokenizer(read_gguf(find_gguf()))
     return lambda text: len(tokenizer.encode(text, add_special_tokens=False).ids)

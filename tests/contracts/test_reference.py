@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
-from trainer.config import RECIPES, RunConfig, load_config, recipe_schema
+from trainer.config import RunConfig, recipe_schema
+from trainer.recipe import RECIPES, load_config
 from trainer.reference import PAGE_FILE, SCHEMA_FILE, render_page, render_schema
 
 

@@ -57,6 +57,32 @@ def test_each_epoch_trains_on_each_sample_once(runs: dict[int, tuple[Path, Log]]
 
 def test_mlx_lm_loads_the_adapter(runs: dict[int, tuple[Path, Log]], tiny_model: Path, tiny_data: Path) -> None:
     """mlx_lm.utils.load takes the adapter folder as it is, and the loaded model has the validation loss that we measured."""
+    folder, log = runs[2]
+    best = min(event["loss"] for event in log.of("validated"))
+    assert loaded_loss(tiny_model, folder / "adapter", tiny_data) == pytest.approx(best, abs=1e-5)
+    settings = json.loads((folder / "adapter" / "adapter_config.json").read_text())
+    assert settings == {
+        "fine_tune_type": "lora",
+        "lora_parameters": {"rank": 4, "scale": 20.0, "dropout": 0.0},
+        "model": str(tiny_model),
+        "num_layers": 2,
+    }
+
+
+def test_dora_and_dropout_on_chosen_layers(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """DoRA with dropout on two kinds of layers trains on two ranks, and mlx_lm loads it with the loss that we measured."""
+    keys = '["self_attn.q_proj", "mlp.up_proj"]'
+    options = ("adapter.kind=dora", "adapter.dropout=0.1", f"adapter.keys={keys}", "train.steps=6", "train.eval_every=0")
+    launch = plan_tiny(tiny_model, tiny_data, tmp_path, 2, *options)
+    outcome, log = run(launch)
+    assert outcome.exit_code == 0, outcome.message
+    assert loaded_loss(tiny_model, launch.plan.run_dir / "adapter", tiny_data) == pytest.approx(
+        min(event["loss"] for event in log.of("validated")), abs=1e-5
+    )
+
+
+def loaded_loss(model_path: Path, adapter: Path, data: Path) -> float:
+    """Return the validation loss of model and adapter as mlx_lm loads them, on one rank."""
     from mlx_lm.utils import load
 
     from trainer.comm.group import Comm
@@ -65,15 +91,6 @@ def test_mlx_lm_loads_the_adapter(runs: dict[int, tuple[Path, Log]], tiny_model:
     from trainer.engine.evaluate import evaluate
     from trainer.model.loss import HeadOnSelected
 
-    folder, log = runs[2]
-    model, tokenizer = load(str(tiny_model), adapter_path=str(folder / "adapter"))[:2]
-    rows = tokenize_samples(read_samples(tiny_data / "valid.jsonl"), tokenizer._tokenizer, 512)
-    best = min(event["loss"] for event in log.of("validated"))
-    assert evaluate(model, HeadOnSelected(model), rows, Comm(), 2) == pytest.approx(best, abs=1e-5)
-    settings = json.loads((folder / "adapter" / "adapter_config.json").read_text())
-    assert settings == {
-        "fine_tune_type": "lora",
-        "lora_parameters": {"rank": 4, "scale": 20.0, "dropout": 0.0},
-        "model": str(tiny_model),
-        "num_layers": 2,
-    }
+    model, tokenizer = load(str(model_path), adapter_path=str(adapter))[:2]
+    rows = tokenize_samples(read_samples(data / "valid.jsonl"), tokenizer._tokenizer, 512)
+    return evaluate(model, HeadOnSelected(model), rows, Comm(), 2)

@@ -57,9 +57,22 @@ def test_hosts_that_disagree_are_named_with_what_they_have(tiny_model: Path, tin
     assert outcome == Outcome(
         3,
         "the hosts do not agree; bring them to the same state and start again:\n"
-        f"  data: {right} (rank 0 on {host}, rank 2 on {host}) but {'0' * 20} (rank 1 on {host})",
+        f"  data: {right} (rank 0 on {host}, rank 2 on {host}, the control machine) but {'0' * 20} (rank 1 on {host})",
     )
     assert not log.of("planned")
+
+
+def test_files_that_changed_since_the_launch_are_refused(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """All ranks have the same model, but not the one that the control machine planned with: exit 3."""
+    launch = plan_tiny(tiny_model, tiny_data, tmp_path, 2)
+    right = launch.plan.fingerprints["model"][:20]
+    plan = dataclasses.replace(launch.plan, fingerprints={**launch.plan.fingerprints, "model": "f" * 64})
+    outcome, _ = run(dataclasses.replace(launch, plan=plan, files={**launch.files, "plan.json": plan.render()}))
+    assert outcome.exit_code == 3
+    host = os.uname().nodename
+    [difference] = [line for line in outcome.message.splitlines() if "model: " in line]
+    assert f"{right} (rank 0 on {host})" in difference
+    assert "the control machine" in difference
 
 
 def test_hosts_with_other_packages_are_refused(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:

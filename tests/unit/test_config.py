@@ -14,8 +14,9 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from trainer.config import RECIPES, RunConfig, find_recipe, load_config, parse_config, recipe_schema, render_toml
+from trainer.config import RunConfig, parse_config, recipe_schema, render_toml
 from trainer.errors import InputError
+from trainer.recipe import RECIPES, find_recipe, load_config
 from trainer.schema import find_problems
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow])  # no test of time

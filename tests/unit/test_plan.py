@@ -16,8 +16,9 @@ from trainer.cluster import plan as plan_module
 from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.openmpi import OpenMPI
 from trainer.cluster.plan import Launch, RunPlan, Tools, make_launch
-from trainer.config import RunConfig, load_config, parse_config
+from trainer.config import RunConfig, parse_config
 from trainer.fingerprint import hash_model
+from trainer.recipe import load_config
 
 RUN = Path("/home/me/flotilla/runs/20260101-120000-pirate")
 LOCAL = Cluster(hosts=(Host(name="this-machine", slots=2, address="localhost", is_local=True),))

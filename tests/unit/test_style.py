@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.config import StyleConfig, load_config
+from trainer.config import StyleConfig
 from trainer.data.formats import read_splits
 from trainer.engine.answers import count_markers, share_in_style
 from trainer.paths import PROJECT_ROOT
+from trainer.recipe import load_config
 
 PIRATE = load_config("pirate").style
 PLAIN = [
@@ -50,6 +51,7 @@ PLAIN = [
         ("*in'", "in", False),
         ("*in'", "in the 'inner' in", False),
         ("*in'", "'in'", False),
+        ("*in'", "come in' he said", False),
         ("*in'", "captain's", False),
         ("*in'", "tr\u00e4\u00efnin'", False),
         ("o'", "two o' them", True),

@@ -24,12 +24,14 @@ def describe_software() -> dict[str, str]:
     return {"python": python, **versions, "trainer": f"{trainer.__version__}+{_hash_code()}"}
 
 
-def check_agreement(comm: Comm, facts: Mapping[str, str]) -> None:
-    """Compare ``facts`` (what to what value) over all ranks; a collective.
+def check_agreement(comm: Comm, facts: Mapping[str, str], planned: Mapping[str, str]) -> None:
+    """Compare ``facts`` (what to what value) over all ranks, and with what the control machine ``planned``; a collective.
 
-    Raises `ClusterError` on every rank when they differ, with each difference: what, and which host has which value.
+    Raises `ClusterError` on every rank when they differ, with each difference: what, and who has which value.
     """
-    everyone = comm.all_gather((socket.gethostname(), dict(facts)))
+    hosts = comm.all_gather((socket.gethostname(), dict(facts)))
+    everyone = [(f"rank {rank} on {host}", theirs) for rank, (host, theirs) in enumerate(hosts)]
+    everyone.append(("the control machine", dict(planned)))
     differences = [text for name in facts if (text := _find_difference(name, everyone))]
     if differences:
         raise ClusterError(
@@ -39,14 +41,14 @@ def check_agreement(comm: Comm, facts: Mapping[str, str]) -> None:
 
 
 def _find_difference(name: str, everyone: list[tuple[str, dict[str, str]]]) -> str:
-    """Return who has which value of ``name`` if not all have the same, the most common value first."""
-    values = Counter(facts.get(name, "missing") for _, facts in everyone)
-    if len(values) == 1:
+    """Return who has which value of ``name`` if not all who know it have the same, the most common value first."""
+    values = [(who, facts[name]) for who, facts in everyone if name in facts]
+    counts = Counter(value for _, value in values)
+    if len(counts) == 1:
         return ""
     parts = []
-    for value, _ in values.most_common():
-        who = [f"rank {rank} on {host}" for rank, (host, facts) in enumerate(everyone) if facts.get(name, "missing") == value]
-        parts.append(f"{value[:20]} ({', '.join(who)})")
+    for value, _ in counts.most_common():
+        parts.append(f"{value[:20]} ({', '.join(who for who, theirs in values if theirs == value)})")
     return f"{name}: " + " but ".join(parts)
 
 

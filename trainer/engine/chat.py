@@ -17,7 +17,9 @@ HELP = "Type a message; /new starts over, /quit or Ctrl-D leaves, Ctrl-C cuts an
 def chat(options: argparse.Namespace) -> None:
     """Answer ``options.prompt`` and return, or hold a conversation on the terminal when there is none."""
     adapter = str(options.adapter) if options.adapter else None
-    model, tokenizer = load(str(options.model), adapter_path=adapter)[:2]
+    trust = options.trust_remote_code
+    path, tokenizer_config = str(options.model), {"trust_remote_code": trust}
+    model, tokenizer = load(path, tokenizer_config, adapter_path=adapter, trust_remote_code=trust)[:2]
     conversation = Conversation(model, tokenizer, options)
     if options.prompt:
         for prompt in options.prompt:

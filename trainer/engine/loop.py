@@ -12,7 +12,7 @@ from typing import Any
 
 import mlx.core as mx
 from mlx.utils import tree_flatten
-from mlx_lm.utils import load
+from mlx_lm.utils import get_total_parameters, load
 
 from trainer.cluster.plan import RunPlan
 from trainer.comm.agree import check_agreement, describe_software
@@ -68,10 +68,10 @@ class Run:
         """Train: agree, load, validate, step, validate, answer; emits the events of each."""
         self._agree(threads)
         self._load()
-        replies_before = self._answer("before")
+        self._answer("before")
         self._validate(0)
         self._train()
-        self._finish(replies_before)
+        self._finish()
 
     def _agree(self, threads: int) -> None:
         plan = self.plan
@@ -79,14 +79,15 @@ class Run:
         if self.comm.is_first_on_host:  # the ranks of one host read the same files
             seen["model"] = hash_model(plan.model_path)
         software = describe_software()
-        expected = {key: plan.fingerprints[key] for key in ("data", "model")}
-        check_agreement(self.comm, {"configuration": plan.render(), **software, **expected, **seen})
+        facts = {"configuration": plan.render(), **software, **plan.fingerprints, **seen}
+        check_agreement(self.comm, facts, plan.fingerprints)
         self._tell("started", world_size=self.comm.size, threads=threads, software=software)
 
     def _load(self) -> None:
         """Load model and data, attach the adapter, tell what will happen."""
-        trust = {"trust_remote_code": self.config.model.trust_remote_code}
-        self.model, self.tokenizer = load(str(self.plan.model_path), tokenizer_config=trust)[:2]
+        trust = self.config.model.trust_remote_code
+        path, tokenizer_config = str(self.plan.model_path), {"trust_remote_code": trust}
+        self.model, self.tokenizer = load(path, tokenizer_config=tokenizer_config, trust_remote_code=trust)[:2]
         samples = read_splits(self.plan.data_path)
         self.rows = {
             split: tokenize_samples(samples[split], self.tokenizer._tokenizer, self.config.data.max_tokens) for split in SPLITS
@@ -103,7 +104,7 @@ class Run:
             rows={split: len(rows) for split, rows in self.rows.items()},
             tokens={split: sum(map(len, rows)) for split, rows in self.rows.items()},
             trainable=_count(self.model.trainable_parameters()),
-            parameters=_count(self.model.parameters()),
+            parameters=get_total_parameters(self.model),
             selective_head=self.step.head.is_selective,
         )
 
@@ -183,7 +184,7 @@ class Run:
             save_adapter(self.model, self.plan, folder)
         self._tell("saved", what=what, path=str(folder))
 
-    def _finish(self, replies_before: list[str]) -> None:
+    def _finish(self) -> None:
         """Save the last adapter, answer with the best one, and report."""
         if self.progress.steps_done:
             self._save("checkpoints/last", "last")
@@ -195,11 +196,11 @@ class Run:
             self._answer("after")
         self._summarise()
 
-    def _answer(self, when: str) -> list[str]:
-        """Answer the demonstration prompts one by one and all test prompts in batches; returns the former."""
+    def _answer(self, when: str) -> None:
+        """Answer the demonstration prompts one by one, as chatting would, and all test prompts in batches."""
         style = self.config.style
         if not style.demo_prompts and not style.markers:
-            return []
+            return
         self.model.eval()
         replies = [""] * len(style.demo_prompts)
         own = range(self.comm.rank, len(replies), self.comm.size)
@@ -221,7 +222,6 @@ class Run:
             share_in_style=share,
         )
         self.model.train()
-        return replies
 
     def _summarise(self) -> None:
         done = self.progress

@@ -5,12 +5,12 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from trainer.config import load_config
 from trainer.data.formats import SPLITS, read_splits
 from trainer.data.tokens import tokenize_samples
 from trainer.events import Events
 from trainer.fingerprint import hash_files, hash_model
 from trainer.model.sources import fetch_model
+from trainer.recipe import load_config
 
 
 def prepare(config_path: Path, data: Path, events: Events) -> None:

