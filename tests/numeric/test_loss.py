@@ -38,7 +38,7 @@ KINDS = {
     "llama, tied head": ("llama", {"tie_word_embeddings": True}),
     "llama, own head": ("llama", {"tie_word_embeddings": False}),
     "qwen3": ("qwen3", {"tie_word_embeddings": True}),
-    "gemma2, soft cap": ("gemma2", {"query_pre_attn_scalar": 16.0, "final_logit_softcapping": 3.0}),
+    "gemma2, soft cap": ("gemma2", {"query_pre_attn_scalar": 16.0, "final_logit_softcapping": 30.0}),
     "cohere, scaled head": ("cohere", {"logit_scale": 0.25, "layer_norm_eps": 1e-5}),
 }
 
