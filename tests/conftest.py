@@ -8,8 +8,11 @@ from pathlib import Path
 import pytest
 from support import write_tiny_data, write_tiny_model
 
+from trainer.native import load_blas
+
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read when the library loads; ranks set their own
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
+load_blas()  # before any test module imports MLX, so that they all compute as training does
 
 
 @pytest.fixture(scope="session")
