@@ -106,12 +106,18 @@ def run_peer(config: RunConfig, model: Path, _: dict[str, str], data: Path, fold
     tools = Tools(mpi=find_open_mpi(), python=Path(sys.executable), project_root=PROJECT_ROOT, is_root=os.geteuid() == 0)
     hostfile = folder / "hostfile"
     hostfile.write_text(render_open_mpi(local_cluster(ranks)))
-    command = mpirun_command(local_cluster(ranks), tools, hostfile, rank_environment(tools))
-    shown = subprocess.run([*command, str(PEER), str(threads), "--config", str(settings)], capture_output=True, text=True)
-    assert shown.returncode == 0, shown.stderr
-    first_rank = [line.partition(": ")[2] for line in shown.stdout.splitlines() if line.startswith("[1,0]<stdout>: {")]
-    reports = [json.loads(line) for line in first_rank][1:]  # the first report is the warm-up
-    assert reports, shown.stdout
+    env = rank_environment(tools)
+    # alone it runs without mpirun, which calls a rank that never finalises MPI a failure
+    command = mpirun_command(local_cluster(ranks), tools, hostfile, env) if ranks > 1 else [str(tools.python)]
+    shown = subprocess.run(
+        [*command, str(PEER), str(threads), "--config", str(settings)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **env},
+    )
+    first_rank = [line.removeprefix("[1,0]<stdout>: ") for line in shown.stdout.splitlines()]
+    reports = [json.loads(line) for line in first_rank if line.startswith("{")][1:]  # the first report is the warm-up
+    assert len(reports) == config.train.steps // WARM_UP - 1, shown.stdout + shown.stderr
     samples = config.train.global_batch * statistics.harmonic_mean(report["iterations_per_second"] for report in reports)
     return Rate(samples, statistics.harmonic_mean(report["tokens_per_second"] for report in reports))
 

@@ -614,22 +614,28 @@ class Supervising:
     def __init__(self, kill_after_s: float, *arguments: str) -> None:
         command = [sys.executable, "-c", SUPERVISING, str(kill_after_s), *script(TRAINING, *arguments)]
         self.process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        self.notices = 0
 
     def read_until(self, text: str) -> list[str]:
         """What it shows up to and with a line."""
         assert self.process.stdout is not None
         shown: list[str] = []
         for line in self.process.stdout:
+            if line == "notice\n":  # may come before or after what a rank says
+                self.notices += 1
+                continue
             shown.append(line.rstrip("\n"))
             if shown[-1] == text:
                 return shown
         raise AssertionError(f"ended without {text!r}: {shown}")
 
     def finish(self) -> list[str]:
-        """The rest of what it shows."""
+        """The rest of what it shows, but for notices."""
         rest, _ = self.process.communicate()
         assert self.process.returncode == 0
-        return rest.splitlines()
+        lines = rest.splitlines()
+        self.notices += lines.count("notice")
+        return [line for line in lines if line != "notice"]
 
 
 @pytest.fixture
@@ -653,6 +659,7 @@ def test_first_interruption_asks(supervising: Callable[..., Supervising], number
     assert job.read_until("ready") == ["started", "ready"]
     job.process.send_signal(number)
     assert job.finish() == ["asked to stop at the next step", "done", '[130, "interrupted"]']
+    assert job.notices == 1
 
 
 def test_second_interruption_ends(supervising: Callable[..., Supervising]) -> None:
@@ -681,6 +688,20 @@ def test_interruption_before_the_start(supervising: Callable[..., Supervising]) 
     job.read_until("ready")
     job.process.send_signal(signal.SIGINT)
     assert job.finish() == ["told to end", "error", '[130, "interrupted"]']
+
+
+@pytest.mark.parametrize(
+    ("started", "text"),
+    [
+        ("started", "stopping after this step, the adapter is kept; Ctrl-C again ends at once"),
+        ("not yet", "stopping"),
+    ],
+)
+def test_interruption_is_answered(started: str, text: str) -> None:
+    """The user is told once what the first Ctrl-C does."""
+    seen = Watched(react=on("ready", lambda: signal.raise_signal(signal.SIGINT)))
+    assert seen.run(script(TRAINING, "stops", started)) == INTERRUPTED
+    assert [e["text"] for e in seen.events if e["event"] == "notice"] == [text]
 
 
 def test_error_after_asking() -> None:

@@ -69,6 +69,7 @@ class Supervisor:
         self._started = False
         self._kill_at = math.inf  # finite once the job has been told to end
         self._interrupts = 0
+        self._answered = False
         self._error: Event | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._rank_spoke = False
@@ -135,7 +136,9 @@ class Supervisor:
             stdout = process.stdout
             while process.poll() is None:
                 self._read(streams, stdout, _TICK_S)
+                self._answer_interruption()
                 self._watch_time(process, late_at)
+            self._answer_interruption()
             for _ in range(_LAST_READS):
                 if not self._read(streams, stdout, 0):
                     break
@@ -151,6 +154,13 @@ class Supervisor:
                 streams.unregister(key.fileobj)
             self._take_all(key.data.add(chunk) if chunk else key.data.close(), key.fileobj is stdout)
         return bool(ready)
+
+    def _answer_interruption(self) -> None:
+        """Say once what the first interruption does; not in the signal's handler, which may come amid anything."""
+        if self._interrupts and not self._answered:
+            self._answered = True
+            text = "stopping after this step, the adapter is kept; Ctrl-C again ends at once" if self._started else "stopping"
+            self._on_event({"event": "notice", "rank": 0, "time": time.time(), "text": text})
 
     def _watch_time(self, process: subprocess.Popen[bytes], late_at: float) -> None:
         """End a job that is late to start, kill one that was told to end and has not."""
