@@ -34,6 +34,7 @@ def load_config(recipe: str | Path = DEFAULT_RECIPE, overrides: Sequence[str] = 
     if not problems:
         config = parse_config(table)
         problems = [f"{source}: {text}" for text in _find_conflicts(config)]
+        problems += [f"-o {text}" for text in _find_idle(config, overrides)]
     if problems:
         raise InputError(problems)
     return config
@@ -143,6 +144,15 @@ def _find_conflicts(config: RunConfig) -> list[str]:
             f"style.min_markers: {config.style.min_markers} is more than the {len(config.style.markers)} style.markers"
         )
     return problems
+
+
+def _find_idle(config: RunConfig, overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that would change nothing, which nobody means to give."""
+    if not config.train.steps:
+        return []
+    idle = [override for override in overrides if override.partition("=")[0].strip() == "train.epochs"]
+    steps = config.train.steps
+    return [f"{escape_text(o)}: has no effect while train.steps = {steps}; add -o train.steps=0" for o in idle]
 
 
 def _show_path(path: Path) -> str:

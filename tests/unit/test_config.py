@@ -433,3 +433,12 @@ def test_any_override_is_taken_or_refused_in_one_line(text: str) -> None:
             load_config("pirate", [override])
             continue
         assert refusal("pirate", override).isprintable()
+
+
+def test_an_override_without_effect_is_refused() -> None:
+    """`train.epochs` beside a recipe's `train.steps` would be ignored: it is told how to mean it."""
+    with pytest.raises(InputError) as told:
+        load_config("pirate", ["train.epochs=3"])
+    assert str(told.value) == "-o train.epochs=3: has no effect while train.steps = 100; add -o train.steps=0"
+    config = load_config("pirate", ["train.epochs=3", "train.steps=0"])
+    assert (config.train.epochs, config.train.steps) == (3, 0)
