@@ -8,15 +8,16 @@ from __future__ import annotations
 
 import argparse
 import signal
+import socket
 import sys
 import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from trainer.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, FlotillaError
+from trainer.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, ClusterError, FlotillaError
 from trainer.events import Events
-from trainer.native import set_threads
+from trainer.native import load_blas, set_threads
 
 if TYPE_CHECKING:
     from trainer.comm.group import Comm
@@ -54,7 +55,11 @@ def _train(options: argparse.Namespace) -> int:
         nonlocal comm
         from trainer.cluster.plan import RunPlan
 
-        plan = RunPlan.parse(options.plan.read_text("utf-8"))
+        try:
+            plan = RunPlan.parse(options.plan.read_text("utf-8"))
+        except FileNotFoundError as error:
+            host = socket.gethostname()
+            raise ClusterError(f"{host} has no {options.plan}; every host needs the same files in the same place") from error
         threads = set_threads(plan.config.launch.threads_per_rank)
         from trainer.comm.group import connect
         from trainer.engine.loop import Run
@@ -70,9 +75,12 @@ def _train(options: argparse.Namespace) -> int:
 
 def _prepare(options: argparse.Namespace) -> int:
     events = Events()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(EXIT_INTERRUPTED))  # so that nothing half-made is left behind
 
     def run() -> None:
         set_threads(0)
+        if sys.platform == "linux" and load_blas() is None:
+            events.emit("notice", text="OpenBLAS cannot be loaded: training will be about 60 times slower than it could be")
         from trainer.engine.prepare import prepare
 
         prepare(options.config, options.data, events)

@@ -60,7 +60,9 @@ class AdapterConfig:
     scale: float = _key(
         20.0, "Factor on the adapter's output, as in mlx_lm (PEFT's alpha divided by rank).", exclusiveMinimum=0
     )
-    dropout: float = _key(0.0, "Dropout on the adapter's input.", minimum=0, exclusiveMaximum=1)
+    dropout: float = _key(
+        0.0, "Dropout on the adapter's input; its masks depend on the number of ranks.", minimum=0, exclusiveMaximum=1
+    )
     keys: tuple[str, ...] = _key(
         (), "Names of the linear layers to adapt, such as 'self_attn.q_proj'; empty for all.", uniqueItems=True
     )

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -90,7 +93,7 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
         launch = plan_run(inputs, model, fingerprints, runs)
         console.say(f"run {launch.plan.run_dir}")
         record = Record(launch.plan.run_dir)
-        outcome = execute(launch, Both(console, record))
+        outcome = execute(launch, Both(record, console))  # kept first: a closed terminal must not lose it
     summary = record.finish(outcome)
     if "loss_best" in summary:
         out = Console() if sys.stdout.isatty() else Console(width=WIDTH)
@@ -103,7 +106,7 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
 
 def chat(run: str, *, base: bool, model: str, prompts: list[str], system: str, max_tokens: int, temperature: str) -> int:
     """Talk to the result of a run, to its base model, or to any model folder; returns the exit code."""
-    command = [sys.executable, "-m", "trainer", "chat", "--max-tokens", str(max_tokens), "--temperature", temperature]
+    command = [sys.executable, "-P", "-m", "trainer", "chat", "--max-tokens", str(max_tokens), "--temperature", temperature]
     if model:
         command += ["--model", str(_check_model(model))]
     else:
@@ -112,10 +115,13 @@ def chat(run: str, *, base: bool, model: str, prompts: list[str], system: str, m
         command += [] if base else ["--adapter", str(find_adapter(plan))]
         command += ["--trust-remote-code"] if plan.config.model.trust_remote_code else []
     for prompt in prompts:
-        command += ["--prompt", prompt]
+        command += [f"--prompt={prompt}"]
     if system:
         command += ["--system", system]
-    return subprocess.run(command, check=False).returncode
+    with subprocess.Popen(command) as process:
+        while True:  # Ctrl-C is the conversation's: it cuts an answer short there
+            with contextlib.suppress(KeyboardInterrupt):
+                return process.wait()
 
 
 def fuse(run: str, out: str) -> int:
@@ -124,12 +130,17 @@ def fuse(run: str, out: str) -> int:
     target = Path(out).expanduser() if out else plan.run_dir / "fused"
     if target.exists():
         raise InputError(f"{target}: exists already; give another folder with --out, or remove it first")
-    command = [sys.executable, "-m", "mlx_lm", "fuse", "--model", str(plan.model_path)]
-    command += ["--adapter-path", str(find_adapter(plan)), "--save-path", str(target)]
-    code = subprocess.run(command, check=False).returncode
-    if code == EXIT_OK:
-        print(target)
-    return code
+    partial = target.with_name(f".{target.name}-{os.getpid()}")
+    command = [sys.executable, "-P", "-m", "mlx_lm", "fuse", "--model", str(plan.model_path)]
+    command += ["--adapter-path", str(find_adapter(plan)), "--save-path", str(partial)]
+    try:
+        code = subprocess.run(command, check=False).returncode
+        if code == EXIT_OK:
+            os.rename(partial, target)
+            print(target)
+        return code
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _check_model(model: str) -> Path:
@@ -141,7 +152,10 @@ def _check_model(model: str) -> Path:
 
 def find_run(run: str) -> RunPlan:
     """Return the plan of a run given as folder, as name in ``runs/``, or as nothing for the latest."""
-    return read_plan(find_beside(run or "latest", runs_dir()))
+    plan = read_plan(find_beside(run, runs_dir()) if run else runs_dir() / "latest")
+    if not (plan.model_path / "config.json").is_file():
+        raise InputError(f"{plan.model_path}: the run's base model is gone; ./inv train makes or fetches it again")
+    return plan
 
 
 def find_adapter(plan: RunPlan) -> Path:

@@ -69,6 +69,10 @@ def load_blas() -> Path | None:
     Returns the library's path, or None where it is not used: on macOS (Accelerate is faster), without the wheel, or
     where it cannot be loaded, which is warned about. The library reads ``OPENBLAS_NUM_THREADS`` while loading.
     """
+    if sys.platform == "linux" and find_in_wheel("mlx-cpu", "libmlx"):
+        # on a CPU, MLX compiles fused kernels with g++ into one folder for all: bare machines have no g++, ranks that start
+        # together race, and it is no faster (docs/log.md)
+        os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
     blas = find_in_wheel(BLAS_WHEEL, "libopenblas.so.0") if sys.platform == "linux" else None
     if blas is None:
         return None

@@ -109,15 +109,12 @@ def run_peer(config: RunConfig, model: Path, _: dict[str, str], data: Path, fold
     env = rank_environment(tools)
     # alone it runs without mpirun, which calls a rank that never finalises MPI a failure
     command = mpirun_command(local_cluster(ranks), tools, hostfile, env) if ranks > 1 else [str(tools.python)]
-    shown = subprocess.run(
-        [*command, str(PEER), str(threads), "--config", str(settings)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, **env},
-    )
-    first_rank = [line.removeprefix("[1,0]<stdout>: ") for line in shown.stdout.splitlines()]
-    reports = [json.loads(line) for line in first_rank if line.startswith("{")][1:]  # the first report is the warm-up
-    assert len(reports) == config.train.steps // WARM_UP - 1, shown.stdout + shown.stderr
+    kept = folder / "reports.jsonl"
+    program = [*command, str(PEER), str(threads), str(kept), "--config", str(settings)]
+    with (folder / "output").open("w") as output:
+        subprocess.run(program, stdout=output, stderr=subprocess.STDOUT, env={**os.environ, **env})
+    reports = [json.loads(line) for line in kept.read_text().splitlines()][1:]  # the first report is the warm-up
+    assert len(reports) == config.train.steps // WARM_UP - 1, (folder / "output").read_text()[-2000:]
     samples = config.train.global_batch * statistics.harmonic_mean(report["iterations_per_second"] for report in reports)
     return Rate(samples, statistics.harmonic_mean(report["tokens_per_second"] for report in reports))
 

@@ -217,6 +217,19 @@ NEEDS_A_MODEL = [
         (MODEL, "data.max_tokens=27"),
     ),
     Case(
+        "more layers than the model has",
+        "adapter.num_layers: 8 is more than the model's 3 layers",
+        {"data/train.jsonl": GOOD},
+        (MODEL, "adapter.num_layers=8"),
+    ),
+    Case(
+        "a layer that the model does not have",
+        "adapter.keys: the model has no layer self_attn.qproj; it has mlp.down_proj, mlp.gate_proj, mlp.up_proj, "
+        "self_attn.k_proj, self_attn.o_proj, self_attn.q_proj, self_attn.v_proj",
+        {"data/train.jsonl": GOOD},
+        (MODEL, "adapter.num_layers=2", 'adapter.keys=["self_attn.qproj"]'),
+    ),
+    Case(
         "a control token in a question",
         f"{DATA}:1: messages[0].content: holds <|im_end|>, which the model reads as a control token; write it differently",
         {"data/train.jsonl": turns(("user", "a<|im_end|>"), ("assistant", "b"))},

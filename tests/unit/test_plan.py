@@ -74,7 +74,7 @@ def expected(world_size: int, transports: str, *, root: tuple[str, ...] = (), ma
     command += ["--map-by", "slot", "--bind-to", "none", "--output", "tag", *mac]
     command += ["--prtemca", "prte_tmpdir_base", "/tmp"]
     command += ["--mca", "pml", "ob1", "--mca", "btl", transports, "--mca", "mpi_yield_when_idle", "1"]
-    return [*command, *EXPORTS, "/env/bin/python", "-m", "trainer", "train", "--plan", f"{RUN}/plan.json"]
+    return [*command, *EXPORTS, "/env/bin/python", "-P", "-m", "trainer", "train", "--plan", f"{RUN}/plan.json"]
 
 
 def test_local_command() -> None:

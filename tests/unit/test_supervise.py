@@ -693,7 +693,7 @@ def test_interruption_before_the_start(supervising: Callable[..., Supervising]) 
 @pytest.mark.parametrize(
     ("started", "text"),
     [
-        ("started", "stopping after this step, the adapter is kept; Ctrl-C again ends at once"),
+        ("started", "stopping after what is under way, the adapter is kept; Ctrl-C again ends at once"),
         ("not yet", "stopping"),
     ],
 )

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -320,11 +321,20 @@ def test_a_template_that_renders_earlier_turns_differently_is_refused() -> None:
     )
 
 
+def test_a_system_message_that_the_template_refuses_goes_before_the_first_question() -> None:
+    """Mistral's template takes no system message: its text is folded into the first user turn, and nothing is lost."""
+    tokenizer = KINDS["mistral"][0]
+    folded = tokenize_sample(talk("hi", "Ahoy!", "more?", "Aye.", system="s"), tokenizer)
+    written_out = tokenize_sample(talk("s\n\nhi", "Ahoy!", "more?", "Aye."), tokenizer)
+    np.testing.assert_array_equal(folded.tokens, written_out.tokens)
+    np.testing.assert_array_equal(folded.supervised, written_out.supervised)
+
+
 def test_a_template_that_refuses_the_conversation_is_quoted() -> None:
     """What the template raises is told with file and line."""
-    assert refusal([talk("hi", "Ahoy!", system="s")], KINDS["mistral"][0]) == (
-        "train.jsonl:1: the model's chat template refuses this conversation: "
-        "Conversation roles must alternate user/assistant/user/assistant/..."
+    tokenizer = byte_level("{{ raise_exception('this model answers nobody') }}", IM)
+    assert refusal([talk("hi", "Ahoy!", system="s")], tokenizer) == (
+        "train.jsonl:1: the model's chat template refuses this conversation: this model answers nobody"
     )
 
 

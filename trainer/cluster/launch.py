@@ -5,6 +5,7 @@ Everything that can be wrong with the input is found before the run's folder is 
 
 from __future__ import annotations
 
+import collections
 import os
 import sys
 import tempfile
@@ -18,10 +19,11 @@ from trainer.cluster.openmpi import find_open_mpi
 from trainer.cluster.plan import Launch, RunPlan, Tools, make_launch
 from trainer.cluster.supervise import Line, Outcome, Supervisor
 from trainer.config import RunConfig, render_toml
-from trainer.errors import InputError
+from trainer.errors import EXIT_BUG, InputError
 from trainer.events import Event
 from trainer.paths import PROJECT_ROOT
 
+_LAST_LINES = 30  # shown when preparing ends with a bug; it has no log
 NOT_YET = "(found when the run starts)"
 
 
@@ -67,19 +69,25 @@ def prepare(inputs: Inputs, watcher: Watcher) -> tuple[Path, dict[str, str]]:
     Returns the model's folder and the fingerprints of model and data; raises what the process reported.
     """
     prepared: list[Event] = []
+    said: collections.deque[str] = collections.deque(maxlen=_LAST_LINES)
 
     def on_event(event: Event) -> None:
         if event["event"] == "prepared":
             prepared.append(event)
         watcher.on_event(event)
 
+    def on_line(line: Line) -> None:
+        said.append(line.text)
+        watcher.on_line(line)
+
     with tempfile.TemporaryDirectory(prefix="flotilla-") as scratch:
         recipe = Path(scratch) / "config.toml"
         recipe.write_text(render_toml(inputs.config), "utf-8")
-        command = [sys.executable, "-m", "trainer", "prepare", "--config", str(recipe), "--data", str(inputs.data)]
-        outcome = Supervisor(on_event, watcher.on_line).run(command, {"PYTHONPATH": str(PROJECT_ROOT)})
+        command = [sys.executable, "-P", "-m", "trainer", "prepare", "--config", str(recipe), "--data", str(inputs.data)]
+        outcome = Supervisor(on_event, on_line).run(command, {"PYTHONPATH": str(PROJECT_ROOT)})
     if outcome.exit_code:
-        raise JobError(outcome)
+        last_words = said if outcome.exit_code == EXIT_BUG else ()
+        raise JobError(Outcome(outcome.exit_code, "\n".join([outcome.message, *last_words])))
     return Path(prepared[0]["model"]), prepared[0]["fingerprints"]
 
 

@@ -100,7 +100,7 @@ def make_launch(cluster: Cluster, plan: RunPlan, tools: Tools) -> Launch:
     env = rank_environment(tools)
     argv = [
         *mpirun_command(cluster, tools, hostfile, env),
-        *("-m", "trainer", "train", "--plan", str(plan_file)),
+        *("-P", "-m", "trainer", "train", "--plan", str(plan_file)),
     ]
     files = {
         "hostfile": render_open_mpi(cluster),

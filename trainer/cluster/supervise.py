@@ -70,6 +70,7 @@ class Supervisor:
         self._kill_at = math.inf  # finite once the job has been told to end
         self._interrupts = 0
         self._answered = False
+        self._finished = False
         self._error: Event | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._rank_spoke = False
@@ -159,7 +160,11 @@ class Supervisor:
         """Say once what the first interruption does; not in the signal's handler, which may come amid anything."""
         if self._interrupts and not self._answered:
             self._answered = True
-            text = "stopping after this step, the adapter is kept; Ctrl-C again ends at once" if self._started else "stopping"
+            text = (
+                "stopping after what is under way, the adapter is kept; Ctrl-C again ends at once"
+                if self._started
+                else "stopping"
+            )
             self._on_event({"event": "notice", "rank": 0, "time": time.time(), "text": text})
 
     def _watch_time(self, process: subprocess.Popen[bytes], late_at: float) -> None:
@@ -188,6 +193,8 @@ class Supervisor:
     def _take(self, event: Event) -> None:
         if event["event"] == "started":
             self._started = True
+        if event["event"] == "done":
+            self._finished = not event.get("stopped", True)  # the interruption came too late to stop anything
         if event["event"] == "error" and self._error is None and self._kill_at == math.inf:
             self._error = event  # the first rank to fail knows why; the others only lost it
             self._kill_at = time.monotonic() + _KILL_AFTER_S  # it aborts the job; should that not end it, we do
@@ -196,12 +203,12 @@ class Supervisor:
     def _judge(self, returncode: int) -> Outcome:
         if self._error is not None:
             return Outcome(self._error["exit_code"] or EXIT_BUG, self._error["message"])
-        if self._interrupts:
+        if self._interrupts and not (self._finished and returncode == 0):
             return Outcome(EXIT_INTERRUPTED, "interrupted")
         if returncode == 0:
             return Outcome(EXIT_OK)
         if returncode < 0 or 128 < returncode < 128 + signal.NSIG:
-            return Outcome(StalledError.exit_code, "a rank was killed from outside, for example for want of memory")
+            return Outcome(StalledError.exit_code, _describe_signal(-returncode if returncode < 0 else returncode - 128))
         if self._start_timeout_s and not self._started and not self._rank_spoke:
             said = "\n".join([f"the ranks could not be started (exit code {returncode})", *self._launcher_said])
             return Outcome(ClusterError.exit_code, said)
@@ -212,6 +219,12 @@ class Supervisor:
             f"not all ranks had started after {self._start_timeout_s:.0f} s; check that every host answers "
             "(ssh HOST true), or raise launch.start_timeout_s"
         )
+
+
+def _describe_signal(number: int) -> str:
+    if number in (signal.SIGKILL, signal.SIGTERM):
+        return "a rank was killed from outside, for example for want of memory"
+    return f"a rank crashed ({signal.strsignal(number)}); its last words are in its log"
 
 
 class _LineBuffer:

@@ -32,7 +32,8 @@ def check_agreement(comm: Comm, facts: Mapping[str, str], planned: Mapping[str, 
     hosts = comm.all_gather((socket.gethostname(), dict(facts)))
     everyone = [(f"rank {rank} on {host}", theirs) for rank, (host, theirs) in enumerate(hosts)]
     everyone.append(("the control machine", dict(planned)))
-    differences = [text for name in facts if (text := _find_difference(name, everyone))]
+    names = dict.fromkeys(name for _, theirs in everyone for name in theirs)  # not every rank knows all
+    differences = [text for name in names if (text := _find_difference(name, everyone))]
     if differences:
         raise ClusterError(
             "the hosts do not agree; bring them to the same state and start again:\n"

@@ -73,11 +73,30 @@ def tokenize_samples(samples: Sequence[Sample], tokenizer: Tokenizer, max_tokens
 
 
 def tokenize_sample(sample: Sample, tokenizer: Tokenizer) -> TokenRow:
-    """Return the tokens of one sample; raises `ValueError` when the template cannot render or separate its turns."""
-    text = _render(tokenizer, sample.as_dicts())
+    """Return the tokens of one sample; raises `ValueError` when the template cannot render or separate its turns.
+
+    A system message that the template refuses, or shows only in some turns (Mistral's do), goes before the first question.
+    """
+    messages = sample.as_dicts()
+    try:
+        return _tokenize(messages, tokenizer)
+    except ValueError:
+        if messages[0]["role"] != "system":
+            raise
+        return _tokenize(fold_system(messages), tokenizer)
+
+
+def fold_system(messages: list[dict[str, str]]) -> list[dict[str, str]]:
+    """Return ``messages``, which begin with a system message, with its text put before the first user turn's."""
+    system, first, *rest = messages
+    return [{"role": first["role"], "content": f"{system['content']}\n\n{first['content']}"}, *rest]
+
+
+def _tokenize(messages: list[dict[str, str]], tokenizer: Tokenizer) -> TokenRow:
+    text = _render(tokenizer, messages)
     tokens, starts, ends = _encode(tokenizer, text)
     supervised = np.zeros(len(tokens), dtype=np.bool_)
-    for start, end in _find_assistant_spans(sample, tokenizer, text):
+    for start, end in _find_assistant_spans(messages, tokenizer, text):
         supervised |= (starts >= start) & (starts < end)
         for index in np.flatnonzero((starts < start) & (ends > start)):  # the answer's first word, its space the template's
             supervised[index] = not text[start : ends[index]].isspace()
@@ -114,13 +133,12 @@ def _refuse_control_tokens(sample: Sample, control: re.Pattern[str]) -> None:
             )
 
 
-def _find_assistant_spans(sample: Sample, tokenizer: Tokenizer, text: str) -> list[tuple[int, int]]:
+def _find_assistant_spans(messages: list[dict[str, str]], tokenizer: Tokenizer, text: str) -> list[tuple[int, int]]:
     """Return the [start, end) characters of ``text`` that the assistant would have written.
 
     A turn begins where the template's prompt for an answer ends. It ends where the conversation up to and with it
     ends, less the white space that the template appends after the end-of-turn token.
     """
-    messages = sample.as_dicts()
     spans = []
     for index, message in enumerate(messages):
         if message["role"] != "assistant":

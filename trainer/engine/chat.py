@@ -11,6 +11,8 @@ from mlx_lm.generate import stream_generate
 from mlx_lm.sample_utils import make_sampler
 from mlx_lm.utils import load
 
+from trainer.data.tokens import fold_system
+
 HELP = "Type a message; /new starts over, /quit or Ctrl-D leaves, Ctrl-C cuts an answer short."
 
 
@@ -51,7 +53,7 @@ class Conversation:
     def answer(self, message: str) -> Iterator[str]:
         """Yield the answer in pieces; what was yielded is remembered even if the caller stops early."""
         self._messages.append({"role": "user", "content": message})
-        prompt = self._tokenizer.apply_chat_template(self._messages, add_generation_prompt=True)
+        prompt = self._render()
         sampler = make_sampler(self._options.temperature)
         pieces: list[str] = []
         try:
@@ -60,6 +62,16 @@ class Conversation:
                 yield part.text
         finally:
             self._messages.append({"role": "assistant", "content": "".join(pieces)})
+
+    def _render(self) -> list[int]:
+        """Return the tokens of the conversation; as in training, a system message that the template refuses is folded in."""
+        try:
+            tokens: list[int] = self._tokenizer.apply_chat_template(self._messages, add_generation_prompt=True)
+        except Exception:  # templates raise whatever their authors chose
+            if self._messages[0]["role"] != "system":
+                raise
+            tokens = self._tokenizer.apply_chat_template(fold_system(self._messages), add_generation_prompt=True)
+        return tokens
 
 
 def _ask() -> str | None:

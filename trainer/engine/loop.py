@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import math
 import resource
 import sys
@@ -16,7 +17,7 @@ from mlx_lm.utils import get_total_parameters, load
 
 from trainer.cluster.plan import RunPlan
 from trainer.comm.agree import check_agreement, describe_software
-from trainer.comm.group import Comm
+from trainer.comm.group import Comm, to_floats
 from trainer.config import RunConfig
 from trainer.data.assign import assign_rows, split_micro_batches
 from trainer.data.batch import Batch, make_batch
@@ -69,9 +70,17 @@ class Run:
         self._agree(threads)
         self._load()
         self._answer("before")
-        self._validate(0)
-        self._train()
+        if not self._is_stopped():
+            self._validate(0)
+        if not self._is_stopped():
+            self._train()
         self._finish()
+
+    def _is_stopped(self) -> bool:
+        """Whether any rank was asked to stop; the ranks learn it together, so that none goes on alone."""
+        asked = self.comm.all_sum(mx.array([float(self._should_stop() or self.progress.stopped)]))
+        self.progress.stopped = to_floats(asked)[0] > 0 and self.progress.steps_done < self.num_steps
+        return self.progress.stopped
 
     def _agree(self, threads: int) -> None:
         plan = self.plan
@@ -79,7 +88,7 @@ class Run:
         if self.comm.is_first_on_host:  # the ranks of one host read the same files
             seen["model"] = hash_model(plan.model_path)
         software = describe_software()
-        facts = {"configuration": plan.render(), **software, **plan.fingerprints, **seen}
+        facts = {"configuration": hashlib.sha256(plan.render().encode()).hexdigest(), **software, **seen}
         check_agreement(self.comm, facts, plan.fingerprints)
         self._tell("started", world_size=self.comm.size, threads=threads, software=software)
 
@@ -116,7 +125,8 @@ class Run:
         every = self.config.train.eval_every
         self.model.train()
         for step in range(1, self.num_steps + 1):
-            mx.random.seed(self.config.train.seed + step)  # dropout depends on the step alone, not on what ran before
+            # dropout depends on step and rank alone, not on what ran before
+            mx.random.seed(self.config.train.seed + step + 1_000_003 * self.comm.rank)
             started = time.perf_counter()
             result = self.step(self._batches(step - 1))
             self._record(step, result, time.perf_counter() - started)
@@ -139,7 +149,7 @@ class Run:
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
             raise DivergedError(
                 f"step {step}: the loss is {result.loss} and the gradient's norm {result.grad_norm}; "
-                "lower optimizer.learning_rate or raise schedule.warmup_steps; the best adapter so far is kept"
+                "lower optimizer.learning_rate or raise schedule.warmup_steps"
             )
         done = self.progress
         done.steps_done = step

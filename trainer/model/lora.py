@@ -19,10 +19,8 @@ def attach_adapter(model: nn.Module, config: AdapterConfig, seed: int) -> None:
     The initial values are the same on every rank. The adapter's weights are float32 whatever the model's type.
     Raises `InputError` if the model has fewer layers, or none of the layers in ``config.keys``.
     """
+    check_adapter(model, config)
     num_layers = len(model.layers)
-    if config.num_layers > num_layers:
-        raise InputError(f"adapter.num_layers: {config.num_layers} is more than the model's {num_layers} layers")
-    _check_keys(model, config)
     model.freeze()
     mx.random.seed(seed)
     linear_to_lora_layers(model, count_layers(config, num_layers), adapter_parameters(config), use_dora=config.kind == "dora")
@@ -41,7 +39,10 @@ def adapter_parameters(config: AdapterConfig) -> dict[str, Any]:
     return {**parameters, "keys": list(config.keys)} if config.keys else parameters
 
 
-def _check_keys(model: nn.Module, config: AdapterConfig) -> None:
+def check_adapter(model: nn.Module, config: AdapterConfig) -> None:
+    """Raise `InputError` if ``model`` has fewer layers than are to be adapted, or none of the layers in ``config.keys``."""
+    if config.num_layers > len(model.layers):
+        raise InputError(f"adapter.num_layers: {config.num_layers} is more than the model's {len(model.layers)} layers")
     last = model.layers[-1]
     linear = [name for name, module in last.named_modules() if isinstance(module, (nn.Linear, nn.QuantizedLinear))]
     unknown = [key for key in config.keys if key not in linear]
