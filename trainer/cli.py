@@ -80,7 +80,7 @@ def _prepare(options: argparse.Namespace) -> int:
     def run() -> None:
         set_threads(0)
         if sys.platform == "linux" and load_blas() is None:
-            events.emit("notice", text="OpenBLAS cannot be loaded: training will be about 60 times slower than it could be")
+            events.emit("notice", text="OpenBLAS cannot be loaded: training will be many times slower than it could be")
         from trainer.engine.prepare import prepare
 
         prepare(options.config, options.data, events)

@@ -9,8 +9,8 @@ notice      text: something slow is about to happen, such as converting a model
 progress    phase, done, total: how far a long phase without steps has come, on rank 0
 prepared    model (its folder), fingerprints: what the control machine fetched and checked before the launch
 started     world_size, threads, software (versions): all ranks have connected and agree
-planned     steps, epochs, rows, tokens, trainable, parameters: sent once before the first step
-step        step, loss, learning_rate, grad_norm, tokens, step_s, comm_s, wait_s, rank_tokens_per_s
+planned     steps, epochs, rows, tokens, trainable, parameters, selective_head: sent once before the first step
+step        step, loss, learning_rate, grad_norm, tokens, supervised, step_s, comm_s, wait_s, rank_tokens_per_s
 validated   step, loss, best: the mean over all supervised tokens of the validation split
 answered    when ("before" or "after"), demo and test (prompts with replies), share_in_style
 saved       what, path: an adapter is on disk

@@ -1,6 +1,6 @@
 """Native libraries that must be loaded before MLX.
 
-On Linux, MLX's CPU wheel is linked against the reference BLAS, whose float32 products are 60 to 100 times slower
+On Linux, MLX's CPU wheel is linked against the reference BLAS, whose float32 products are many times slower
 than OpenBLAS's (docs/benchmarks.md). Loading OpenBLAS first with global symbols makes the dynamic linker bind MLX's
 ``cblas_*`` calls to it. Every package of ours that imports MLX calls `load_blas` in its ``__init__``, which runs
 before any of its modules can import MLX.
@@ -84,7 +84,7 @@ def load_blas() -> Path | None:
     try:
         return _load_repaired(blas)
     except (OSError, subprocess.CalledProcessError) as error:
-        warnings.warn(f"training will be about 60 times slower: OpenBLAS cannot be loaded ({error})", stacklevel=2)
+        warnings.warn(f"training will be many times slower: OpenBLAS cannot be loaded ({error})", stacklevel=2)
         return None
 
 

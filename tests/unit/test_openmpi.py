@@ -39,7 +39,7 @@ def install(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Install:
         (root / "lib" / library).touch()
         mpirun.write_text(f"#!/bin/sh\ncat <<'END'\n{says}\nEND\n{code}\n")
         mpirun.chmod(0o755)
-        return OpenMPI(mpirun=mpirun, library=root / "lib" / LIBRARY, version=says.rpartition(" ")[2])
+        return OpenMPI(mpirun=mpirun, libmpi=root / "lib" / LIBRARY, version=says.rpartition(" ")[2])
 
     return make
 
@@ -163,14 +163,14 @@ def test_relative_path_on_path(install: Install, tmp_path: Path, monkeypatch: py
     put_on_path(monkeypatch, os.path.relpath(made.mpirun))
     assert find_open_mpi() == made
     assert made.mpirun.is_absolute()
-    assert made.library.is_absolute()
+    assert made.libmpi.is_absolute()
 
 
 def test_links_are_kept(install: Install, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A linked mpirun, as Homebrew's is, is used under the link's name, beside which the linked library is."""
     cellar = install("Cellar/open-mpi/5.0.11")
-    linked = OpenMPI(mpirun=tmp_path / "opt/bin/mpirun", library=tmp_path / "opt/lib" / LIBRARY, version="5.0.11")
-    for link, target in ((linked.mpirun, cellar.mpirun), (linked.library, cellar.library)):
+    linked = OpenMPI(mpirun=tmp_path / "opt/bin/mpirun", libmpi=tmp_path / "opt/lib" / LIBRARY, version="5.0.11")
+    for link, target in ((linked.mpirun, cellar.mpirun), (linked.libmpi, cellar.libmpi)):
         link.parent.mkdir(parents=True)
         link.symlink_to(target)
     put_on_path(monkeypatch, linked.mpirun)
@@ -180,5 +180,5 @@ def test_links_are_kept(install: Install, tmp_path: Path, monkeypatch: pytest.Mo
 def test_this_environment() -> None:
     """Here there is one, and both of its paths are absolute files."""
     found = find_open_mpi()
-    assert [path.is_absolute() and path.is_file() for path in (found.mpirun, found.library)] == [True, True]
+    assert [path.is_absolute() and path.is_file() for path in (found.mpirun, found.libmpi)] == [True, True]
     assert int(found.version.split(".")[0]) >= 5

@@ -55,7 +55,7 @@ def make_plan(world_size: int, run_dir: Path = RUN, config: RunConfig | None = N
 
 
 def make_tools(is_root: bool = False) -> Tools:
-    mpi = OpenMPI(mpirun=Path("/env/bin/mpirun"), library=Path("/env/lib/libmpi.so.40"), version="5.0.11")
+    mpi = OpenMPI(mpirun=Path("/env/bin/mpirun"), libmpi=Path("/env/lib/libmpi.so.40"), version="5.0.11")
     return Tools(mpi=mpi, python=Path("/env/bin/python"), project_root=Path("/home/me/flotilla"), is_root=is_root)
 
 

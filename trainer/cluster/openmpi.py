@@ -18,10 +18,10 @@ _ANSWER_TIMEOUT_S = 30
 
 @dataclass(frozen=True, kw_only=True)
 class OpenMPI:
-    """An installation: ``mpirun`` starts ranks, ``library`` is what MLX and mpi4py load in each of them."""
+    """An installation: ``mpirun`` starts ranks, ``libmpi`` is the library that MLX and mpi4py load in each of them."""
 
     mpirun: Path
-    library: Path
+    libmpi: Path
     version: str
 
 
@@ -59,4 +59,4 @@ def _inspect(mpirun: Path) -> OpenMPI | None:
         return None
     library = mpirun.parent.parent / "lib" / ("libmpi.dylib" if sys.platform == "darwin" else "libmpi.so.40")
     version = f"{match[1]}.{match[2]}{match[3] or ''}"
-    return OpenMPI(mpirun=mpirun, library=library, version=version) if library.is_file() else None
+    return OpenMPI(mpirun=mpirun, libmpi=library, version=version) if library.is_file() else None

@@ -128,7 +128,7 @@ def mpirun_command(cluster: Cluster, tools: Tools, hostfile: Path, env: Mapping[
 
 def rank_environment(tools: Tools) -> dict[str, str]:
     """Return the environment variables that every rank gets, on whichever host."""
-    library = str(tools.mpi.library)
+    library = str(tools.mpi.libmpi)
     return {
         "MLX_MPI_LIBNAME": library,
         "MPI4PY_LIBMPI": library,
