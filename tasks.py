@@ -19,6 +19,7 @@ PYTHON = sys.executable
         "override": "section.key=value laid over the recipe; may be given several times",
         "name": "name of the run's folder in runs/; default: the recipe's",
         "dry-run": "print hostfile, plan and command; start and write nothing",
+        "allow-slow-link": "train over the hosts' ordinary network if the fast link is not up, instead of refusing",
     },
 )
 def train(
@@ -28,13 +29,93 @@ def train(
     override: list[str] | None = None,
     name: str = "",
     dry_run: bool = False,
+    allow_slow_link: bool = False,
 ) -> None:
     """Fine-tune a model on all hosts of an inventory."""
     from trainer.control import Request, at_boundary
     from trainer.control import train as run
 
-    request = Request(inventory=inventory, recipe=recipe, overrides=tuple(override or ()), name=name)
+    request = Request(inventory, recipe, tuple(override or ()), name, allow_slow_link)
     _end(at_boundary(lambda: run(request, dry_run)))
+
+
+_INVENTORY_HELP = "hosts to act on; default inventory/hosts.yml: this machine"
+
+
+@task(
+    help={
+        "inventory": _INVENTORY_HELP,
+        "check": "change nothing; show what would be changed",
+        "ask-pass": "ask for the hosts' ssh password: the first time, before our key is there",
+        "ask-become-pass": "ask for the hosts' sudo password",
+        "tags": "only these roles, such as 'ssh_mesh,thunderbolt'",
+        "extra": "more options for ansible-playbook, such as '--limit mini -v'",
+    }
+)
+def provision(
+    _: Context,
+    inventory: str = "inventory/hosts.yml",
+    check: bool = False,
+    ask_pass: bool = False,
+    ask_become_pass: bool = False,
+    tags: str = "",
+    extra: str = "",
+) -> None:
+    """Make every host ready to train (ansible/site.yml)."""
+    from trainer.cluster.provision import Playbook
+    from trainer.control import at_boundary, play
+
+    request = Playbook(
+        name="site.yml",
+        inventory=inventory,
+        check=check,
+        ask_pass=ask_pass,
+        ask_become_pass=ask_become_pass,
+        tags=tags,
+        extra=extra,
+    )
+    _end(at_boundary(lambda: play(request)))
+
+
+@task(help={"inventory": _INVENTORY_HELP, "extra": "more options for ansible-playbook"})
+def verify(_: Context, inventory: str = "inventory/hosts.yml", extra: str = "") -> None:
+    """Prove that the ranks meet over the fast link."""
+    from trainer.cluster.provision import Playbook
+    from trainer.control import at_boundary, play
+
+    _end(at_boundary(lambda: play(Playbook(name="verify.yml", inventory=inventory, extra=extra))))
+
+
+@task(
+    help={
+        "inventory": _INVENTORY_HELP,
+        "check": "change nothing; show what would be changed",
+        "ask-become-pass": "ask for the hosts' sudo password",
+        "extra": "more options for ansible-playbook",
+    }
+)
+def teardown(
+    _: Context,
+    inventory: str = "inventory/hosts.yml",
+    check: bool = False,
+    ask_become_pass: bool = False,
+    extra: str = "",
+) -> None:
+    """Undo provision on every host (ansible/teardown.yml)."""
+    from trainer.cluster.provision import Playbook
+    from trainer.control import at_boundary, play
+
+    request = Playbook(name="teardown.yml", inventory=inventory, check=check, ask_become_pass=ask_become_pass, extra=extra)
+    _end(at_boundary(lambda: play(request)))
+
+
+@task(help={"inventory": _INVENTORY_HELP, "json": "print all that was found as JSON"})
+def doctor(_: Context, inventory: str = "inventory/hosts.yml", json: bool = False) -> None:
+    """Say what is wrong on which host, and the command that mends it."""
+    from trainer.control import at_boundary
+    from trainer.control import doctor as examine
+
+    _end(at_boundary(lambda: examine(inventory, as_json=json)))
 
 
 @task(
@@ -96,13 +177,14 @@ def test(context: Context, args: str = "") -> None:
 
 @task
 def lint(context: Context) -> None:
-    """Check style, types, import contracts and YAML."""
+    """Check style, types, imports, YAML and playbooks."""
     commands = (
         "ruff check .",
         "ruff format --check .",
         "mypy",
         "lint-imports",
         "yamllint --strict .",
+        "ansible-lint --offline --strict ansible",
     )
     with context.cd(str(ROOT)):
         failed = [c for c in commands if not context.run(f"{Path(PYTHON).parent}/{c}", warn=True)]

@@ -110,7 +110,7 @@ class Log:
 
 def local_cluster(slots: int) -> Cluster:
     """Return this machine with ``slots`` ranks."""
-    return Cluster(hosts=(Host(name="here", slots=slots, address="localhost", is_local=True),))
+    return Cluster(hosts=(Host(name="here", slots=slots, management="localhost", is_local=True),))
 
 
 def plan_tiny(model: Path, data: Path, runs: Path, num_ranks: int, *overrides: str) -> Launch:
@@ -132,7 +132,7 @@ def with_program(launch: Launch, script: Path) -> Launch:
     """Return ``launch`` running ``script`` instead of ``-m trainer``, with the same arguments behind it."""
     start = launch.argv.index("-m")
     argv = (*launch.argv[:start], str(script), *launch.argv[start + 2 :])
-    return Launch(plan=launch.plan, argv=argv, env=launch.env, files=launch.files)
+    return Launch(plan=launch.plan, kept=launch.kept, argv=argv, env=launch.env, files=launch.files)
 
 
 def run_script(num_ranks: int, script: Path, *arguments: str, scratch: Path) -> Outcome:

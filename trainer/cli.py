@@ -20,6 +20,7 @@ from trainer.events import Events
 from trainer.native import load_blas, set_threads
 
 if TYPE_CHECKING:
+    from trainer.cluster.plan import RunPlan
     from trainer.comm.group import Comm
 
 
@@ -40,8 +41,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     chat.add_argument("--system", default="", help="a system message to begin with")
     chat.add_argument("--max-tokens", type=int, default=512)
     chat.add_argument("--temperature", type=float, default=0.0, help="0 is greedy")
+    verbs.add_parser("lead", help="run mpirun for a control machine; the order comes on standard input")
+    reduce = verbs.add_parser("allreduce", help="one rank of a check of the links; started by mpirun")
+    reduce.add_argument("--plan", type=Path, required=True, help="plan.json that names backend and network")
+    reduce.add_argument("--size-mib", type=float, required=True, help="how much to add up, all ranks together")
     options = parser.parse_args(argv)
-    return {"train": _train, "prepare": _prepare, "chat": _chat}[options.verb](options)
+    run = {"train": _train, "prepare": _prepare, "chat": _chat, "lead": _lead, "allreduce": _allreduce}
+    return run[options.verb](options)
+
+
+def _lead(_: argparse.Namespace) -> int:
+    from trainer.cluster.lead import lead
+
+    return lead()
+
+
+def _allreduce(options: argparse.Namespace) -> int:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    events = Events(rank=_rank())
+    comm: Comm | None = None
+
+    def run() -> None:
+        nonlocal comm
+        plan = _read_plan(options.plan)
+        set_threads(1)
+        from trainer.comm.group import connect
+        from trainer.comm.probe import probe
+
+        comm = connect(plan.world_size, plan.config.launch.backend)
+        probe(comm, events, plan.network, options.size_mib)
+
+    exit_code = guard(run, events)
+    if exit_code and comm is not None:
+        comm.abort(exit_code)
+    return exit_code
 
 
 def _train(options: argparse.Namespace) -> int:
@@ -53,24 +86,28 @@ def _train(options: argparse.Namespace) -> int:
 
     def run() -> None:
         nonlocal comm
-        from trainer.cluster.plan import RunPlan
-
-        try:
-            plan = RunPlan.parse(options.plan.read_text("utf-8"))
-        except FileNotFoundError as error:
-            host = socket.gethostname()
-            raise ClusterError(f"{host} has no {options.plan}; every host needs the same files in the same place") from error
+        plan = _read_plan(options.plan)
         threads = set_threads(plan.config.launch.threads_per_rank)
         from trainer.comm.group import connect
         from trainer.engine.loop import Run
 
-        comm = connect(plan.world_size)
+        comm = connect(plan.world_size, plan.config.launch.backend)
         Run(plan, comm, events, stop).execute(threads)
 
     exit_code = guard(run, events)
     if exit_code and comm is not None:
         comm.abort(exit_code)
     return exit_code
+
+
+def _read_plan(path: Path) -> RunPlan:
+    from trainer.cluster.plan import RunPlan
+
+    try:
+        return RunPlan.parse(path.read_text("utf-8"))
+    except FileNotFoundError as error:
+        host = socket.gethostname()
+        raise ClusterError(f"{host} has no {path}; every host needs the same files in the same place") from error
 
 
 def _prepare(options: argparse.Namespace) -> int:

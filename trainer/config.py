@@ -97,7 +97,11 @@ class TrainConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
-    backend: Literal["mpi"] = _key("mpi", "What moves the gradients between ranks.")
+    backend: Literal["mpi", "ring", "jaccl"] = _key(
+        "mpi",
+        "What moves the gradients between ranks: Open MPI, MLX's ring over TCP, or RDMA over Thunderbolt 5 (jaccl). "
+        "Open MPI starts the ranks in any case.",
+    )
     threads_per_rank: int = _key(0, "CPU threads of each rank; 0 shares the host's cores among its ranks.", minimum=0)
     start_timeout_s: float = _key(300.0, "Seconds in which all ranks must have started and agreed.", exclusiveMinimum=0)
 

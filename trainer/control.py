@@ -11,6 +11,8 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,10 +20,13 @@ from rich.console import Console
 
 from trainer.cluster.inventory import DEFAULT_INVENTORY, load_inventory
 from trainer.cluster.launch import NOT_YET, Inputs, JobError, execute, plan_run, prepare, read_plan
+from trainer.cluster.nodes import Fleet, muster
 from trainer.cluster.plan import Launch, RunPlan
+from trainer.cluster.provision import Playbook, run_playbook
+from trainer.cluster.several import execute_on, find_artifacts, guess_launch, plan_on, send_all
 from trainer.cluster.supervise import Line, Outcome
 from trainer.data.formats import read_splits
-from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, FlotillaError, InputError
+from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, ClusterError, FlotillaError, InputError
 from trainer.events import Event
 from trainer.paths import PROJECT_ROOT, find_beside, runs_dir
 from trainer.recipe import DEFAULT_RECIPE, load_config
@@ -32,7 +37,7 @@ T = TypeVar("T")
 WIDTH = 110  # of tables where there is no terminal to ask
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class Request:
     """What the user asked for."""
 
@@ -40,6 +45,7 @@ class Request:
     recipe: str = DEFAULT_RECIPE
     overrides: Sequence[str] = ()
     name: str = ""
+    allow_slow_link: bool = False
 
 
 def at_boundary(command: Callable[[], int]) -> int:
@@ -86,14 +92,20 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
     runs = runs or runs_dir()
     inputs = read_inputs(request)
     if dry_run:
-        print(plan_run(inputs, Path(NOT_YET), {"model": NOT_YET, "data": NOT_YET}, runs).describe(), end="")
+        print(_guess_launch(inputs, runs).describe(), end="")
         return EXIT_OK
     with RunConsole() as console:
+        fleet = None if inputs.cluster.is_local else _gather(inputs, request.allow_slow_link, console)
         model, fingerprints = prepare(inputs, console)
-        launch = plan_run(inputs, model, fingerprints, runs)
-        console.say(f"run {launch.plan.run_dir}")
-        record = Record(launch.plan.run_dir)
-        outcome = execute(launch, Both(record, console))  # kept first: a closed terminal must not lose it
+        if fleet:
+            send_all(fleet, find_artifacts(inputs, model, fingerprints), console.show_progress)
+            launch = plan_on(fleet, inputs, model, fingerprints, runs)
+        else:
+            launch = plan_run(inputs, model, fingerprints, runs)
+        console.say(f"run {launch.kept.run_dir}")
+        record = Record(launch.kept.run_dir)
+        watcher = Both(record, console)  # kept first: a closed terminal must not lose it
+        outcome = execute_on(fleet, launch, watcher) if fleet else execute(launch, watcher)
     summary = record.finish(outcome)
     if "loss_best" in summary:
         out = Console() if sys.stdout.isatty() else Console(width=WIDTH)
@@ -102,6 +114,36 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
             out.print(render_answers(summary["answers"]))
     _say_farewell(launch, outcome)
     return outcome.exit_code
+
+
+def _gather(inputs: Inputs, allow_slow_link: bool, console: RunConsole) -> Fleet:
+    """Return the hosts, ready to be sent things; raises `ClusterError` if the quick part of the doctor finds them unfit."""
+    fleet = muster(inputs.cluster, allow_slow_link, console.say)
+    if find_spec("trainer.cluster.doctor"):
+        quick = getattr(import_module("trainer.cluster.doctor"), "quick", None)
+        if quick and (problems := [str(problem) for problem in quick(fleet.cluster)]):
+            raise ClusterError("\n".join(problems))
+    return fleet
+
+
+def _guess_launch(inputs: Inputs, runs: Path) -> Launch:
+    """Return the launch as far as it is known without asking any host or fetching anything."""
+    unknown = {"model": NOT_YET, "data": NOT_YET}
+    if inputs.cluster.is_local:
+        return plan_run(inputs, Path(NOT_YET), unknown, runs)
+    return guess_launch(inputs, Path(NOT_YET), unknown, runs)
+
+
+def play(playbook: Playbook) -> int:
+    """Run a playbook on the hosts of an inventory; returns the exit code."""
+    return run_playbook(playbook)
+
+
+def doctor(inventory: str, *, as_json: bool) -> int:
+    """Examine the hosts of an inventory and print what is wrong; returns 0, or 3 if something is."""
+    from trainer.cluster.doctor import run
+
+    return run(find_beside(inventory, PROJECT_ROOT), as_json=as_json)
 
 
 def chat(run: str, *, base: bool, model: str, prompts: list[str], system: str, max_tokens: int, temperature: str) -> int:
@@ -196,7 +238,7 @@ class Both:
 
 def _say_farewell(launch: Launch, outcome: Outcome) -> None:
     """Say on standard error how the run ended and what to do next."""
-    run_dir = launch.plan.run_dir
+    run_dir = launch.kept.run_dir
     if outcome.exit_code == EXIT_OK:
         print(f"run {run_dir}\ntalk to it: ./inv chat", file=sys.stderr)
         return

@@ -13,6 +13,8 @@ planned     steps, epochs, rows, tokens, trainable, parameters, selective_head: 
 step        step, loss, learning_rate, grad_norm, tokens, supervised, step_s, comm_s, wait_s, rank_tokens_per_s
 validated   step, loss, best: the mean over all supervised tokens of the validation split
 answered    when ("before" or "after"), demo and test (prompts with replies), share_in_style
+traffic     when ("start" or "end" of the steps), host, network, fast (interfaces), counters: one rank on each host
+reduced     world_size, correct, seconds: the result of `python -m trainer allreduce`
 saved       what, path: an adapter is on disk
 done        the summary: steps, losses, throughput, peak memory
 error       message, exit_code: this rank ends

@@ -92,7 +92,11 @@ CHEAP = [
         "[train]\nsteps = 5\n[schedule]\nwarmup_steps = 9",
         ": schedule.warmup_steps: 9 leaves nothing of train.steps = 5",
     ),
-    recipe("an unknown backend", "[launch]\nbackend = 'nccl'", ': launch.backend: "nccl" is not one of mpi'),
+    recipe(
+        "an unknown backend",
+        "[launch]\nbackend = 'nccl'",
+        ': launch.backend: "nccl" is not one of mpi, ring, jaccl; did you mean jaccl?',
+    ),
     recipe(
         "not TOML", "\n\n[train\n", ": not valid TOML: Expected ']' at the end of a table declaration (at line 3, column 7)"
     ),

@@ -215,7 +215,7 @@ def test_an_integer_beyond_any_float_is_refused(tmp_path: Path) -> None:
         ("[adapter]\nnum_layers = -2", "adapter.num_layers: -2 is below the minimum -1"),
         ("[adapter]\nkind = 'Lora'", 'adapter.kind: "Lora" is not one of lora, dora; did you mean lora?'),
         ("[schedule]\nfinal_ratio = 1.5", "schedule.final_ratio: 1.5 is above the maximum 1"),
-        ("[launch]\nbackend = 'mpj'", 'launch.backend: "mpj" is not one of mpi; did you mean mpi?'),
+        ("[launch]\nbackend = 'mpj'", 'launch.backend: "mpj" is not one of mpi, ring, jaccl; did you mean mpi?'),
         ("[data]\npath = ''", 'data.path: "" is empty'),
         ("[data]\nmax_tokens = 7", "data.max_tokens: 7 is below the minimum 8"),
         ("[train]\nseed = 4294967296", "train.seed: 4294967296 is above the maximum 4294967295"),

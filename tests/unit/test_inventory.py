@@ -57,14 +57,14 @@ def refuse_hosts(folder: Path, *hosts: str) -> str:
 
 def test_a_host_without_variables_has_one_slot_at_its_name(tmp_path: Path) -> None:
     """A bare name is a remote host with one rank, reached by that name."""
-    assert load(tmp_path, "mini:").hosts == (Host(name="mini", slots=1, address="mini", is_local=False),)
+    assert load(tmp_path, "mini:").hosts == (Host(name="mini", slots=1, management="mini", is_local=False),)
 
 
 def test_every_variable_is_read(tmp_path: Path) -> None:
     """slots, address, user and port arrive; variables for others, of any shape, are left alone."""
     line = "mini: {slots: 2, address: 10.0.0.1, ansible_host: m.local, ansible_user: bob, ansible_port: 2222, x: [1, {y: z}]}"
     assert load(tmp_path, line).hosts == (
-        Host(name="mini", slots=2, address="10.0.0.1", is_local=False, user="bob", port=2222),
+        Host(name="mini", slots=2, management="m.local", fast="10.0.0.1", is_local=False, user="bob", port=2222),
     )
 
 
@@ -100,8 +100,8 @@ def test_the_host_wins_over_the_group_and_the_group_over_all(tmp_path: Path) -> 
         "        b:\n",
     )
     assert load_inventory(path).hosts == (
-        Host(name="a", slots=1, address="a", is_local=False, user="group", port=1),
-        Host(name="b", slots=2, address="b", is_local=False, user="group", port=1),
+        Host(name="a", slots=1, management="a", is_local=False, user="group", port=1),
+        Host(name="b", slots=2, management="b", is_local=False, user="group", port=1),
     )
 
 

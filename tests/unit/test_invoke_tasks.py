@@ -14,6 +14,7 @@ import pytest
 from invoke import Collection, Context, Exit, MockContext, Program, Result, Task
 
 from trainer import control
+from trainer.cluster.provision import Playbook
 from trainer.control import Request
 from trainer.errors import ClusterError
 
@@ -101,7 +102,7 @@ def test_no_logic(name: str) -> None:
         for node in nodes
         if isinstance(node, ast.ImportFrom) and node.module == "trainer.control"
         for alias in node.names
-        if alias.name not in ("Request", "at_boundary")
+        if alias.name not in ("Request", "Playbook", "at_boundary")
     ]
     shells = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "context.run"]
     assert len(imported) + len(shells) == 1
@@ -148,6 +149,31 @@ def test_fuse_passes_its_options_on(calls: Callable[..., list[Call]]) -> None:
     fused = calls("fuse")
     assert [run("fuse"), run("fuse", "--run=runs/x", "--out=/models/mine")] == [0, 0]
     assert fused == [(("", ""), {}), (("runs/x", "/models/mine"), {})]
+
+
+@pytest.mark.parametrize("name", ["provision", "verify", "teardown"])
+def test_playbooks(calls: Callable[..., list[Call]], name: str) -> None:
+    """Each of the three runs its own playbook, on the default inventory or the one given, with the options given."""
+    played = calls("play")
+    playbook = {"provision": "site.yml"}.get(name, f"{name}.yml")
+    assert [run(name), run(name, "-i", "pair.yml", "--extra=--limit mini")] == [0, 0]
+    plain = Playbook(name=playbook, inventory="inventory/hosts.yml")
+    assert played == [((plain,), {}), ((Playbook(name=playbook, inventory="pair.yml", extra="--limit mini"),), {})]
+
+
+def test_provision_passes_its_options_on(calls: Callable[..., list[Call]]) -> None:
+    """All options of provision arrive."""
+    played = calls("play")
+    assert run("provision", "--check", "--ask-pass", "--ask-become-pass", "--tags=power") == 0
+    wanted = {"check": True, "ask_pass": True, "ask_become_pass": True, "tags": "power"}
+    assert played == [((Playbook(name="site.yml", inventory="inventory/hosts.yml", **wanted),), {})]
+
+
+def test_doctor_passes_its_options_on(calls: Callable[..., list[Call]]) -> None:
+    """Both options of doctor arrive."""
+    examined = calls("doctor")
+    assert [run("doctor"), run("doctor", "-i", "pair.yml", "--json")] == [0, 0]
+    assert examined == [(("inventory/hosts.yml",), {"as_json": False}), (("pair.yml",), {"as_json": True})]
 
 
 @pytest.mark.parametrize("code", [0, 2, 3, 4, 5, 70, 75, 130])
@@ -219,6 +245,7 @@ def test_lint(failing: list[str]) -> None:
     """``invoke lint`` runs all checks, though one fails, and fails with the names of those that do."""
     folder = Path(sys.executable).parent
     commands = ["ruff check .", "ruff format --check .", "mypy", "lint-imports", "yamllint --strict ."]
+    commands.append("ansible-lint --offline --strict ansible")
     results = {f"{folder}/{command}": Result(exited=int(command in failing)) for command in commands}
     ended, ran = run_shell_task("lint", results)
     assert (ended, ran) == (int(bool(failing)), [f"{folder}/{command}" for command in commands])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import ipaddress
 import json
 import shlex
 import sys
@@ -21,12 +22,17 @@ from trainer.fingerprint import hash_model
 from trainer.recipe import load_config
 
 RUN = Path("/home/me/flotilla/runs/20260101-120000-pirate")
-LOCAL = Cluster(hosts=(Host(name="this-machine", slots=2, address="localhost", is_local=True),))
+LOCAL = Cluster(hosts=(Host(name="this-machine", slots=2, management="localhost", is_local=True),))
 PAIR = Cluster(
     hosts=(
-        Host(name="studio", slots=3, address="10.0.0.2", is_local=False, user="me", port=2222),
-        Host(name="mini", slots=1, address="mini.local", is_local=False),
+        Host(name="studio", slots=3, management="10.0.0.2", is_local=False, user="me", port=2222),
+        Host(name="mini", slots=1, management="mini.local", is_local=False),
     )
+)
+FAST = dataclasses.replace(
+    PAIR,
+    hosts=tuple(dataclasses.replace(host, fast=f"10.99.0.{n}") for n, host in enumerate(PAIR.hosts, 1)),
+    network=ipaddress.ip_network("10.99.0.0/24"),
 )
 MIXED = Cluster(hosts=(*LOCAL.hosts, PAIR.hosts[1]))
 
@@ -69,10 +75,15 @@ def launch_on(cluster: Cluster, is_root: bool = False, run_dir: Path = RUN) -> L
     return make_launch(cluster, make_plan(cluster.world_size, run_dir), make_tools(is_root))
 
 
-def expected(world_size: int, transports: str, *, root: tuple[str, ...] = (), mac: tuple[str, ...] = ()) -> list[str]:
+QUESTIONLESS = ("--prtemca", "plm_ssh_args", "-o BatchMode=yes -o ConnectTimeout=10")
+
+
+def expected(
+    world_size: int, transports: str, *, root: tuple[str, ...] = (), mac: tuple[str, ...] = (), links: tuple[str, ...] = ()
+) -> list[str]:
     command = ["/env/bin/mpirun", *root, "-np", str(world_size), "--hostfile", f"{RUN}/hostfile"]
     command += ["--map-by", "slot", "--bind-to", "none", "--output", "tag", *mac]
-    command += ["--prtemca", "prte_tmpdir_base", "/tmp"]
+    command += ["--prtemca", "prte_tmpdir_base", "/tmp", *links]
     command += ["--mca", "pml", "ob1", "--mca", "btl", transports, "--mca", "mpi_yield_when_idle", "1"]
     return [*command, *EXPORTS, "/env/bin/python", "-P", "-m", "trainer", "train", "--plan", f"{RUN}/plan.json"]
 
@@ -85,13 +96,29 @@ def test_local_command() -> None:
 
 
 def test_remote_command() -> None:
-    """Ranks on two hosts talk over TCP as well."""
-    assert list(launch_on(PAIR).argv) == expected(4, "self,sm,tcp")
+    """Ranks on two hosts talk over TCP as well; ssh between the hosts asks nobody anything."""
+    assert list(launch_on(PAIR).argv) == expected(4, "self,sm,tcp", links=QUESTIONLESS)
+
+
+def test_both_layers_keep_to_the_fast_network() -> None:
+    """With a known network Open MPI's daemons and its ranks use that alone, and the hostfile has the addresses there."""
+    launch = launch_on(FAST)
+    links = ("--prtemca", "prte_if_include", "10.99.0.0/24", "--mca", "btl_tcp_if_include", "10.99.0.0/24")
+    assert list(launch.argv) == expected(4, "self,sm,tcp", links=(*QUESTIONLESS, *links))
+    assert launch.files["hostfile"] == "10.99.0.1 slots=3\n10.99.0.2 slots=1\n"
+
+
+def test_on_nodes() -> None:
+    """On nodes everything of ours, caches too, is below one folder, where every rank starts: homes differ from host to host."""
+    tools = dataclasses.replace(make_tools(), root=Path("/opt/flotilla"))
+    launch = make_launch(FAST, make_plan(4), tools)
+    assert launch.argv[launch.argv.index("--wdir") + 1] == "/opt/flotilla"
+    assert launch.env == {**ENVIRONMENT, "FLOTILLA_CACHE": "/opt/flotilla/cache"}
 
 
 def test_one_remote_host_is_enough() -> None:
     """As soon as one host is not this machine there is TCP."""
-    assert list(launch_on(MIXED).argv) == expected(3, "self,sm,tcp")
+    assert list(launch_on(MIXED).argv) == expected(3, "self,sm,tcp", links=QUESTIONLESS)
 
 
 def test_as_root() -> None:
@@ -102,7 +129,7 @@ def test_as_root() -> None:
 def test_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
     """On macOS the daemons on the other hosts stay attached to their ssh."""
     monkeypatch.setattr(sys, "platform", "darwin")
-    assert list(launch_on(PAIR).argv) == expected(4, "self,sm,tcp", mac=("--leave-session-attached",))
+    assert list(launch_on(PAIR).argv) == expected(4, "self,sm,tcp", mac=("--leave-session-attached",), links=QUESTIONLESS)
 
 
 @pytest.mark.parametrize("cluster", [LOCAL, PAIR, MIXED], ids=["local", "pair", "mixed"])

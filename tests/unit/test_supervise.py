@@ -23,7 +23,7 @@ from typing import Any
 
 import pytest
 
-from trainer.cluster import supervise
+from trainer.cluster import processes, supervise
 from trainer.cluster.openmpi import find_open_mpi
 from trainer.cluster.supervise import Line, Outcome, Supervisor
 from trainer.events import Event
@@ -50,7 +50,7 @@ def hold(lifeline):
 # Started by a test as a process of its own, so that it can be sent signals as from a terminal.
 SUPERVISING = """
 import json, signal, sys
-from trainer.cluster import supervise
+from trainer.cluster import processes, supervise
 supervise._KILL_AFTER_S = float(sys.argv[1])
 for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, signal.SIG_DFL)  # whatever the tests were started under
@@ -782,9 +782,9 @@ while True:
 @pytest.mark.skipif(shutil.which("ps") is None, reason="there is no ps: install procps")
 def test_processes_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where there is no /proc, ps tells which processes there are."""
-    with_proc = os.getpid() in supervise._list_processes()
-    monkeypatch.setattr(supervise, "Path", lambda _: Path("/no/such/folder"))
-    assert (with_proc, os.getpid() in supervise._list_processes()) == (True, True)
+    with_proc = os.getpid() in processes.list_processes()
+    monkeypatch.setattr(processes, "Path", lambda _: Path("/no/such/folder"))
+    assert (with_proc, os.getpid() in processes.list_processes()) == (True, True)
 
 
 def test_outcome_is_plain_data() -> None:

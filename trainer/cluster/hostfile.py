@@ -1,8 +1,64 @@
-"""The launcher's list of hosts, in the forms that launchers read."""
+"""The launcher's list of hosts, in the forms that launchers and backends read.
+
+Open MPI's hostfile starts the ranks whatever carries the gradients. MLX's own backends need to be told where the ranks
+listen: the ring an address and port for each, JACCL the RDMA device that leads from each host to each other.
+"""
 
 from __future__ import annotations
 
-from trainer.cluster.inventory import Cluster
+import ipaddress
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainer.cluster.inventory import Cluster, Host
+from trainer.errors import ClusterError
+
+_FIRST_PORT, _NUM_PORTS = 20000, 10000  # below what Linux and macOS hand out themselves
+_LOCALHOST = "127.0.0.1"
+Rendered = tuple[dict[str, str], dict[str, str]]  # files of the run's folder, environment of the ranks
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """One end of a Thunderbolt cable: the interface there, and its address if the cable is a network of its own."""
+
+    host: str
+    device: str
+    address: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cable:
+    """A Thunderbolt cable between two hosts; ``rdma`` holds if both ends can do it."""
+
+    a: End
+    b: End
+    rdma: bool = False
+
+    def end_at(self, host: str, other: str) -> End | None:
+        """Return the end at ``host`` if the cable leads from there to ``other``."""
+        ends = {self.a.host: self.a, self.b.host: self.b}
+        return ends[host] if {host, other} == ends.keys() else None
+
+
+Cables = Sequence[Cable]
+
+
+def read_cables(state: Any) -> list[Cable]:
+    """Return the cables of a node's ``state/thunderbolt.json``; none if there is no such file, or it tells of none."""
+    listed = state.get("cables", ()) if isinstance(state, Mapping) else ()
+    try:
+        return [Cable(a=_read_end(each["a"]), b=_read_end(each["b"]), rdma=bool(each.get("rdma"))) for each in listed]
+    except (KeyError, TypeError, AttributeError) as error:
+        raise ClusterError(f"state/thunderbolt.json is not as ./inv provision writes it: {error!r}") from error
+
+
+def _read_end(end: Mapping[str, Any]) -> End:
+    return End(host=end["host"], device=end.get("device") or "", address=(end.get("address") or "").partition("/")[0])
 
 
 def render_open_mpi(cluster: Cluster) -> str:
@@ -11,3 +67,79 @@ def render_open_mpi(cluster: Cluster) -> str:
     Without ``slots`` Open MPI would count CPU cores, so it is always written.
     """
     return "".join(f"{host.address} slots={host.slots}\n" for host in cluster.hosts)
+
+
+def render_backend(backend: str, cluster: Cluster, run_dir: Path, cables: Cables = ()) -> Rendered:
+    """Return the files and the environment variables that ``backend`` needs besides Open MPI's.
+
+    Raises `ClusterError` if it cannot work on this cluster. Runs of different names use different ports.
+    """
+    if backend == "mpi" or cluster.world_size == 1:
+        return {}, {}
+    port = _FIRST_PORT + zlib.crc32(run_dir.name.encode()) % _NUM_PORTS
+    return (_render_ring if backend == "ring" else _render_jaccl)(cluster, run_dir, cables, port)
+
+
+def _render_ring(cluster: Cluster, run_dir: Path, cables: Cables, port: int) -> Rendered:
+    ranks = [host for host in cluster.hosts for _ in range(host.slots)]
+    listening = [list(_ring_addresses(host, ranks[rank - 1], cables)) for rank, host in enumerate(ranks)]
+    width = min(map(len, listening))  # every rank must have as many connections to the left as to the right
+    addresses = [own[:width] for own in listening]
+    endpoints = [[f"{ip}:{port + rank * width + n}" for n, ip in enumerate(own)] for rank, own in enumerate(addresses)]
+    files = {
+        "ring.json": json.dumps(endpoints) + "\n",
+        "mlx-hostfile.json": _render_mlx("ring", [(host, own, []) for host, own in zip(ranks, addresses, strict=True)]),
+    }
+    return files, {"MLX_HOSTFILE": str(run_dir / "ring.json")}
+
+
+def _ring_addresses(host: Host, left: Host, cables: Cables) -> Iterator[str]:
+    """Yield the addresses at which a rank on ``host`` is reached by its left neighbour: those of the cables between them."""
+    own = [end.address for cable in cables if (end := cable.end_at(host.name, left.name)) and end.address]
+    yield from own or [_as_ip(host)]
+
+
+def _render_jaccl(cluster: Cluster, run_dir: Path, cables: Cables, port: int) -> Rendered:
+    hosts = cluster.hosts
+    if crowded := [host.name for host in hosts if host.slots > 1]:
+        raise ClusterError(f"launch.backend jaccl takes one rank a host; set slots: 1 for {', '.join(crowded)}")
+    devices = [[_rdma_device(host, other, cables) for other in hosts] for host in hosts]
+    missing = [
+        f"{host.name} to {other.name}"
+        for host, row in zip(hosts, devices, strict=True)
+        for other, device in zip(hosts, row, strict=True)
+        if host is not other and device is None
+    ]
+    if missing:
+        raise ClusterError(
+            f"launch.backend jaccl needs a cable with RDMA between every two hosts; there is none from {', '.join(missing)}; "
+            "use ring or mpi, or provision with thunderbolt_mode: cable after `rdma_ctl enable`"
+        )
+    addresses = [list(_ring_addresses(host, hosts[index - 1], cables))[:1] for index, host in enumerate(hosts)]
+    files = {
+        "rdma.json": json.dumps(devices) + "\n",
+        "mlx-hostfile.json": _render_mlx("jaccl", list(zip(hosts, addresses, devices, strict=True))),
+    }
+    return files, {"MLX_IBV_DEVICES": str(run_dir / "rdma.json"), "MLX_JACCL_COORDINATOR": f"{addresses[0][0]}:{port}"}
+
+
+def _rdma_device(host: Host, other: Host, cables: Cables) -> str | None:
+    ends = [end for cable in cables if cable.rdma and (end := cable.end_at(host.name, other.name)) and end.device]
+    return f"rdma_{ends[0].device}" if ends else None
+
+
+def _render_mlx(backend: str, ranks: Sequence[tuple[Host, list[str], Sequence[str | None]]]) -> str:
+    """Return the hostfile that MLX's own launcher takes, to compare and to try by hand; one entry a rank."""
+    hosts = [{"ssh": host.management, "ips": addresses, "rdma": list(devices)} for host, addresses, devices in ranks]
+    return json.dumps({"backend": backend, "envs": [], "hosts": hosts}, indent=2) + "\n"
+
+
+def _as_ip(host: Host) -> str:
+    """Return the host's address as MLX takes it; raises `ClusterError` for a name, which it does not look up."""
+    if host.address == "localhost":
+        return _LOCALHOST
+    try:
+        return str(ipaddress.ip_address(host.address))
+    except ValueError as error:
+        text = f"{host.name}: launch.backend needs an IP address, not {host.address}; set address in the inventory"
+        raise ClusterError(text) from error

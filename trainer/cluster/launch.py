@@ -49,7 +49,18 @@ class Inputs:
 
 def plan_run(inputs: Inputs, model: Path, fingerprints: dict[str, str], runs: Path) -> Launch:
     """Return the launch for ``inputs``; pure but for looking which tools and run folders exist."""
-    plan = RunPlan(
+    return make_launch(inputs.cluster, make_plan(inputs, model, fingerprints, runs), local_tools())
+
+
+def local_tools() -> Tools:
+    """Return what starts ranks on this machine; raises `ClusterError` without an Open MPI."""
+    python = Path(sys.prefix).resolve() / "bin" / "python"
+    return Tools(mpi=find_open_mpi(), python=python, project_root=PROJECT_ROOT, is_root=os.geteuid() == 0)
+
+
+def make_plan(inputs: Inputs, model: Path, fingerprints: dict[str, str], runs: Path) -> RunPlan:
+    """Return the plan of a run as this machine sees it, in a new folder of ``runs``."""
+    return RunPlan(
         name=inputs.name,
         run_dir=_free_folder(runs, inputs.name),
         world_size=inputs.cluster.world_size,
@@ -58,9 +69,6 @@ def plan_run(inputs: Inputs, model: Path, fingerprints: dict[str, str], runs: Pa
         fingerprints=fingerprints,
         config=inputs.config,
     )
-    python = Path(sys.prefix).resolve() / "bin" / "python"
-    tools = Tools(mpi=find_open_mpi(), python=python, project_root=PROJECT_ROOT, is_root=os.geteuid() == 0)
-    return make_launch(inputs.cluster, plan, tools)
 
 
 def prepare(inputs: Inputs, watcher: Watcher) -> tuple[Path, dict[str, str]]:
@@ -100,14 +108,19 @@ class JobError(Exception):
 
 
 def execute(launch: Launch, watcher: Watcher) -> Outcome:
-    """Make the run's folder, start the ranks and follow them to the end."""
-    plan = launch.plan
-    (plan.run_dir / "logs").mkdir(parents=True)
-    for name, text in launch.files.items():
-        (plan.run_dir / name).write_text(text, "utf-8")
-    _point_latest(plan.run_dir)
-    supervisor = Supervisor(watcher.on_event, watcher.on_line, plan.config.launch.start_timeout_s)
+    """Make the run's folder, start the ranks on this machine and follow them to the end."""
+    make_folder(launch)
+    supervisor = Supervisor(watcher.on_event, watcher.on_line, launch.plan.config.launch.start_timeout_s)
     return supervisor.run(launch.argv, launch.env)
+
+
+def make_folder(launch: Launch) -> None:
+    """Make this machine's folder of a run, with its files; ``plan.json`` there has this machine's paths."""
+    folder = launch.kept.run_dir
+    (folder / "logs").mkdir(parents=True)
+    for name, text in {**launch.files, "plan.json": launch.kept.render()}.items():
+        (folder / name).write_text(text, "utf-8")
+    _point_latest(folder)
 
 
 def read_plan(run_dir: Path) -> RunPlan:

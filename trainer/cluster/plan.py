@@ -10,11 +10,11 @@ import json
 import shlex
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainer.cluster.hostfile import render_open_mpi
+from trainer.cluster.hostfile import Cables, render_backend, render_open_mpi
 from trainer.cluster.inventory import Cluster
 from trainer.cluster.openmpi import OpenMPI
 from trainer.config import RunConfig, parse_config, render_toml
@@ -26,7 +26,8 @@ PLAN_VERSION = 1
 class RunPlan:
     """What every rank reads: where model, data and the run's folder are, and what all must agree on.
 
-    ``fingerprints`` maps model and data to the SHA-256 that the control machine saw.
+    ``fingerprints`` maps model and data to the SHA-256 that the control machine saw; ``network`` is the one that carries
+    the gradients between hosts, empty where there is only one.
     """
 
     name: str
@@ -36,6 +37,7 @@ class RunPlan:
     data_path: Path
     fingerprints: Mapping[str, str]
     config: RunConfig
+    network: str = ""
 
     def render(self) -> str:
         """Return the plan as JSON, the content of ``plan.json``."""
@@ -47,6 +49,7 @@ class RunPlan:
             "model_path": str(self.model_path),
             "data_path": str(self.data_path),
             "fingerprints": dict(self.fingerprints),
+            "network": self.network,
             "config": self.config.as_dict(),
         }
         return json.dumps(table, indent=2) + "\n"
@@ -63,51 +66,69 @@ class RunPlan:
             model_path=Path(table["model_path"]),
             data_path=Path(table["data_path"]),
             fingerprints=table["fingerprints"],
+            network=table.get("network", ""),
             config=parse_config(table["config"]),
         )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tools:
-    """What the launcher found on the control machine, the same on every host by provisioning; all paths absolute."""
+    """What starts the ranks, the same on every host by provisioning; all paths absolute.
+
+    ``project_root`` holds the trainer package, ``root`` everything of ours on hosts of a cluster; None on one machine.
+    """
 
     mpi: OpenMPI
     python: Path
     project_root: Path
     is_root: bool
+    root: Path | None = None
+    is_mac: bool = field(default_factory=lambda: sys.platform == "darwin")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """A run ready to start: ``argv`` and ``env`` for the launcher, ``files`` (name to text) for the run's folder."""
+    """A run ready to start: ``argv`` and ``env`` for the launcher, ``files`` (name to text) for the run's folder.
+
+    ``plan`` is what the ranks read; ``kept`` is the same run as this machine sees it, whose paths differ if the ranks
+    run elsewhere.
+    """
 
     plan: RunPlan
+    kept: RunPlan
     argv: tuple[str, ...]
     env: Mapping[str, str]
     files: Mapping[str, str]
 
     def describe(self) -> str:
         """Return what ``--dry-run`` prints: the folder, each file, and the command as a shell would take it."""
-        parts = [f"# run folder\n{self.plan.run_dir}\n"]
+        parts = [f"# run folder\n{self.kept.run_dir}\n"]
+        if self.kept != self.plan:
+            parts.append(f"# run folder on every host\n{self.plan.run_dir}\n")
         parts += [f"# {name}\n{text}" for name, text in self.files.items()]
         parts.append(f"# command\n{shlex.join(self.argv)}\n")
         return "\n".join(parts)
 
 
-def make_launch(cluster: Cluster, plan: RunPlan, tools: Tools) -> Launch:
-    """Return the launch of ``plan`` on ``cluster``."""
+def make_launch(cluster: Cluster, plan: RunPlan, tools: Tools, kept: RunPlan | None = None, cables: Cables = ()) -> Launch:
+    """Return the launch of ``plan`` on ``cluster``; ``cables`` are the hosts' own cables, where they are known.
+
+    Raises `ClusterError` if the backend cannot work on this cluster.
+    """
     hostfile, plan_file = plan.run_dir / "hostfile", plan.run_dir / "plan.json"
-    env = rank_environment(tools)
+    backend_files, backend_env = render_backend(plan.config.launch.backend, cluster, plan.run_dir, cables)
+    env = {**rank_environment(tools), **backend_env}
     argv = [
         *mpirun_command(cluster, tools, hostfile, env),
         *("-P", "-m", "trainer", "train", "--plan", str(plan_file)),
     ]
     files = {
         "hostfile": render_open_mpi(cluster),
+        **backend_files,
         "config.toml": render_toml(plan.config),
         "plan.json": plan.render(),
     }
-    return Launch(plan=plan, argv=tuple(argv), env=env, files=files)
+    return Launch(plan=plan, kept=kept or plan, argv=tuple(argv), env=env, files=files)
 
 
 def mpirun_command(cluster: Cluster, tools: Tools, hostfile: Path, env: Mapping[str, str]) -> list[str]:
@@ -118,12 +139,25 @@ def mpirun_command(cluster: Cluster, tools: Tools, hostfile: Path, env: Mapping[
         *(["--allow-run-as-root"] if tools.is_root else []),
         *("-np", str(cluster.world_size), "--hostfile", str(hostfile), "--map-by", "slot", "--bind-to", "none"),
         *("--output", "tag"),
-        *(["--leave-session-attached"] if sys.platform == "darwin" else []),
+        *(["--wdir", str(tools.root)] if tools.root else []),
+        *(["--leave-session-attached"] if tools.is_mac else []),
         *("--prtemca", "prte_tmpdir_base", "/tmp"),  # noqa: S108, macOS's own is too long for a socket's name
+        *_choose_links(cluster),
         *("--mca", "pml", "ob1", "--mca", "btl", transports, "--mca", "mpi_yield_when_idle", "1"),
         *(word for name, value in env.items() for word in ("-x", f"{name}={value}")),
         str(tools.python),
     ]
+
+
+def _choose_links(cluster: Cluster) -> list[str]:
+    """Return the options that keep both of Open MPI's layers, daemons and ranks, to the cluster's network."""
+    if cluster.is_local:
+        return []
+    questionless = ("--prtemca", "plm_ssh_args", "-o BatchMode=yes -o ConnectTimeout=10")
+    if cluster.network is None:
+        return [*questionless]
+    network = str(cluster.network)
+    return [*questionless, "--prtemca", "prte_if_include", network, "--mca", "btl_tcp_if_include", network]
 
 
 def rank_environment(tools: Tools) -> dict[str, str]:
@@ -137,4 +171,5 @@ def rank_environment(tools: Tools) -> dict[str, str]:
         "PYTHONUNBUFFERED": "1",
         "HF_HUB_OFFLINE": "1",  # the control machine fetched everything; a rank never does
         "TOKENIZERS_PARALLELISM": "false",
+        **({"FLOTILLA_CACHE": str(tools.root / "cache")} if tools.root else {}),
     }

@@ -2,7 +2,8 @@
 
 The job gets a session of its own, so that Ctrl-C reaches only the supervisor. The first interruption asks the ranks to
 stop at the next step (SIGUSR1, which mpirun forwards), the second ends them at once. Before the ranks have started
-there is no step to wait for, and the first one ends them.
+there is no step to wait for, and the first one ends them. A job on another machine gets words instead of signals: see
+`trainer.cluster.lead`.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 
+from trainer.cluster.processes import kill_session
+from trainer.cluster.ssh import SSH_FAILED
 from trainer.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, ClusterError, StalledError
 from trainer.events import Event, parse_event
 
@@ -29,6 +31,7 @@ _TAG = re.compile(r"^\[[^\]]*,(\d+)\]<(stdout|stderr)>: ?(.*)$")
 _INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _KILL_AFTER_S = 5.0
 _TICK_S = 0.1
+STOP, END = "stop", "end"  # the words to `lead`
 _CHUNK_BYTES = 65536
 _QUOTED_LINES = 20
 _LAST_READS = 64  # a pipe holds 64 KiB, a few reads; only something that outlives the launcher can write more
@@ -74,16 +77,19 @@ class Supervisor:
         self._error: Event | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._rank_spoke = False
+        self._is_led = False
         self._launcher_said: deque[str] = deque(maxlen=_QUOTED_LINES)
 
-    def run(self, argv: Sequence[str], env: Mapping[str, str]) -> Outcome:
+    def run(self, argv: Sequence[str], env: Mapping[str, str], order: str | None = None) -> Outcome:
         """Start ``argv`` with ``env`` added to ours, and return when it has ended; nothing of it stays on this machine.
 
+        With an ``order``, a line of text, ``argv`` is the way to a `lead` on another machine, which carries it out.
         Interruptions are handled only in the main thread, the only one that Python gives signals to.
         """
+        self._is_led = order is not None
         with self._interruptible():
             try:
-                process = _start(argv, env)
+                process = _start(argv, env, order)
             except OSError as error:
                 return Outcome(ClusterError.exit_code, f"{argv[0]}: cannot be started: {error.strerror}")
             try:
@@ -114,14 +120,14 @@ class Supervisor:
         if self._process is None:
             return
         if self._interrupts == 1 and self._started:
-            self._process.send_signal(signal.SIGUSR1)
+            _tell(self._process, STOP)
         else:
             self._end(self._process)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         """Tell the launcher to end all ranks on all hosts, and note when to kill it; errors after that are of our making."""
-        process.terminate()
-        self._kill_at = min(self._kill_at, time.monotonic() + _KILL_AFTER_S)
+        _tell(process, END)
+        self._kill_at = min(self._kill_at, time.monotonic() + _patience(process))
 
     def _follow(self, process: subprocess.Popen[bytes]) -> None:
         """Hand out lines until the launcher has ended.
@@ -133,7 +139,7 @@ class Supervisor:
         with selectors.DefaultSelector() as streams:
             for stream in (process.stdout, process.stderr):
                 assert stream is not None
-                streams.register(stream, selectors.EVENT_READ, _LineBuffer())
+                streams.register(stream, selectors.EVENT_READ, LineBuffer())
             stdout = process.stdout
             while process.poll() is None:
                 self._read(streams, stdout, _TICK_S)
@@ -174,7 +180,7 @@ class Supervisor:
             self._error = self._error or {"message": self._late_message(), "exit_code": ClusterError.exit_code}
             self._end(process)
         if now > self._kill_at:
-            _kill_session(process.pid)
+            kill_session(process.pid)
 
     def _take_all(self, lines: Sequence[bytes], from_stdout: bool) -> None:
         for raw in lines:
@@ -207,12 +213,20 @@ class Supervisor:
             return Outcome(EXIT_INTERRUPTED, "interrupted")
         if returncode == 0:
             return Outcome(EXIT_OK)
+        if self._is_led and returncode == SSH_FAILED:
+            return self._judge_connection()
         if returncode < 0 or 128 < returncode < 128 + signal.NSIG:
             return Outcome(StalledError.exit_code, _describe_signal(-returncode if returncode < 0 else returncode - 128))
         if self._start_timeout_s and not self._started and not self._rank_spoke:
             said = "\n".join([f"the ranks could not be started (exit code {returncode})", *self._launcher_said])
             return Outcome(ClusterError.exit_code, said)
         return Outcome(EXIT_BUG, f"the job ended with exit code {returncode} and without a reason")
+
+    def _judge_connection(self) -> Outcome:
+        said = "\n".join(self._launcher_said)
+        if not self._started:
+            return Outcome(ClusterError.exit_code, f"the head of the cluster cannot be reached: {said}")
+        return Outcome(StalledError.exit_code, f"the connection to the head of the cluster broke off: {said}")
 
     def _late_message(self) -> str:
         return (
@@ -227,7 +241,7 @@ def _describe_signal(number: int) -> str:
     return f"a rank crashed ({signal.strsignal(number)}); its last words are in its log"
 
 
-class _LineBuffer:
+class LineBuffer:
     """Puts the chunks of one stream together to lines, returned without their newline."""
 
     def __init__(self) -> None:
@@ -249,51 +263,43 @@ class _LineBuffer:
         return [rest] if rest else []
 
 
-def _start(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
+def _start(argv: Sequence[str], env: Mapping[str, str], order: str | None) -> subprocess.Popen[bytes]:
+    process = subprocess.Popen(
         argv,
         bufsize=0,
         env={**os.environ, **env},
-        stdin=subprocess.DEVNULL,
+        stdin=subprocess.DEVNULL if order is None else subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         start_new_session=True,
     )
+    if order is not None:
+        _tell(process, order)
+    return process
+
+
+def _tell(process: subprocess.Popen[bytes], word: str) -> None:
+    """Tell a launcher to stop or to end: by a signal, or by a line to who leads it on another machine."""
+    if process.stdin is None:
+        process.send_signal(signal.SIGUSR1 if word == STOP else signal.SIGTERM)
+        return
+    with contextlib.suppress(BrokenPipeError):
+        process.stdin.write(f"{word}\n".encode())
+
+
+def _patience(process: subprocess.Popen[bytes]) -> float:
+    """Return how long a launcher that was told to end may take; one on another machine kills by itself before that."""
+    return _KILL_AFTER_S * (1 if process.stdin is None else 2)
 
 
 def _kill(process: subprocess.Popen[bytes]) -> None:
     """End the launcher and all that it started here: SIGTERM, which mpirun passes on to all hosts, then SIGKILL."""
     if process.poll() is None:
-        process.terminate()
+        _tell(process, END)
         with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(_KILL_AFTER_S)
-    _kill_session(process.pid)
+            process.wait(_patience(process))
+    kill_session(process.pid)
     process.wait()
-    for stream in (process.stdout, process.stderr):
-        assert stream is not None
-        stream.close()
-
-
-def _kill_session(session: int) -> None:
-    """Kill all processes of a session. A process group is not enough: mpirun puts every rank into one of its own."""
-    killed: set[int] = set()
-    while members := {pid for pid in _list_processes() if pid not in killed and _session_of(pid) == session}:
-        for pid in members:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.kill(pid, signal.SIGKILL)
-        killed |= members
-
-
-def _list_processes() -> list[int]:
-    proc = Path("/proc")
-    if proc.is_dir():
-        return [int(entry.name) for entry in proc.iterdir() if entry.name.isdigit()]
-    listed = subprocess.run(["ps", "-axo", "pid="], capture_output=True, text=True, check=False)  # macOS
-    return [int(pid) for pid in listed.stdout.split()]
-
-
-def _session_of(pid: int) -> int | None:
-    try:
-        return os.getsid(pid)
-    except OSError:
-        return None
+    for stream in (process.stdin, process.stdout, process.stderr):
+        if stream is not None:
+            stream.close()

@@ -10,7 +10,7 @@ from typing import Any
 import mlx.core as mx
 import numpy as np
 
-from trainer.errors import ClusterError
+from trainer.errors import ClusterError, StalledError
 
 LAUNCHED_SIZE = "OMPI_COMM_WORLD_SIZE"
 
@@ -19,7 +19,7 @@ class Comm:
     """The world of ranks. Every method but `abort` is a collective: all ranks call it, in the same order.
 
     MLX carries arrays, mpi4py carries Python objects, over the one MPI world that MLX initialised. A world of one rank
-    needs neither and is the identity.
+    needs neither and is the identity. With another backend than MPI's, MLX has connections of its own and mpi4py the world.
     """
 
     def __init__(self, rank: int = 0, size: int = 1, group: mx.distributed.Group | None = None, mpi: ModuleType | None = None):
@@ -43,8 +43,11 @@ class Comm:
         if self._group is None:
             return vector
         mx.eval(vector)
-        total = mx.distributed.all_sum(vector, group=self._group, stream=mx.cpu)
-        mx.eval(total)
+        try:
+            total = mx.distributed.all_sum(vector, group=self._group, stream=mx.cpu)
+            mx.eval(total)
+        except RuntimeError as error:  # MPI ends the job itself; the ring and JACCL raise
+            raise StalledError(f"rank {self.rank} lost the others in an all-reduce: {error}") from error
         return total
 
     def all_gather(self, value: Any) -> list[Any]:
@@ -68,10 +71,11 @@ def to_floats(vector: mx.array) -> list[float]:
     return [float(number) for number in np.array(vector)]
 
 
-def connect(world_size: int) -> Comm:
+def connect(world_size: int, backend: str = "mpi") -> Comm:
     """Return this rank's `Comm` after checking that the world has ``world_size`` ranks.
 
-    All ranks must call it, once, before any other use of MPI. Raises `ClusterError` when MLX cannot load MPI, when the
+    ``backend`` carries the arrays: MPI, or MLX's ring or JACCL, which read their hosts from files that the launcher
+    wrote. All ranks must call it, once, before any other use of MPI. Raises `ClusterError` when MLX cannot load MPI, when the
     launcher started another number of ranks, or when the ranks did not find each other.
     """
     launched = int(os.environ.get(LAUNCHED_SIZE, "1"))
@@ -82,6 +86,8 @@ def connect(world_size: int) -> Comm:
         )
     if world_size == 1:
         return Comm()
+    if backend != "mpi":
+        return _connect_beside_mpi(world_size, backend)
     try:
         group = mx.distributed.init(strict=True, backend="mpi")
     except RuntimeError as error:
@@ -94,6 +100,27 @@ def connect(world_size: int) -> Comm:
             f"the plan is for {world_size} ranks, but MPI connected {group.size()}; is the same Open MPI on every host?"
         )
     return Comm(group.rank(), group.size(), group, _import_mpi4py())
+
+
+def _connect_beside_mpi(world_size: int, backend: str) -> Comm:
+    """Return a `Comm` whose arrays go over MLX's own ``backend``; mpi4py starts MPI itself, MLX never does."""
+    from mpi4py import MPI
+
+    world = MPI.COMM_WORLD
+    rank = world.Get_rank()
+    if world.Get_size() != world_size:
+        raise ClusterError(
+            f"the plan is for {world_size} ranks, but MPI connected {world.Get_size()}; is the same Open MPI on every host?"
+        )
+    os.environ["MLX_RANK"] = str(rank)
+    world.Barrier()  # its peers wait for a rank only some seconds
+    try:
+        group = mx.distributed.init(strict=True, backend=backend)
+    except RuntimeError as error:
+        raise ClusterError(f"rank {rank} cannot connect by MLX's {backend} ({error}); launch.backend mpi may work") from error
+    if (group.rank(), group.size()) != (rank, world_size):
+        raise ClusterError(f"MLX's {backend} made rank {rank} of {world_size} rank {group.rank()} of {group.size()}")
+    return Comm(rank, world_size, group, MPI)
 
 
 def _import_mpi4py() -> ModuleType:

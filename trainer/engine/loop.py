@@ -18,6 +18,7 @@ from mlx_lm.utils import get_total_parameters, load
 from trainer.cluster.plan import RunPlan
 from trainer.comm.agree import check_agreement, describe_software
 from trainer.comm.group import Comm, to_floats
+from trainer.comm.traffic import tell_traffic
 from trainer.config import RunConfig
 from trainer.data.assign import assign_rows, split_micro_batches
 from trainer.data.batch import Batch, make_batch
@@ -124,6 +125,7 @@ class Run:
     def _train(self) -> None:
         every = self.config.train.eval_every
         self.model.train()
+        tell_traffic(self.comm, self.events, self.plan.network, "start")
         for step in range(1, self.num_steps + 1):
             # dropout depends on step and rank alone, not on what ran before
             mx.random.seed(self.config.train.seed + step + 1_000_003 * self.comm.rank)
@@ -135,6 +137,7 @@ class Run:
                 break
             if step == self.num_steps or (every and step % every == 0):
                 self._validate(step)
+        tell_traffic(self.comm, self.events, self.plan.network, "end")
 
     def _batches(self, step: int) -> list[Batch]:
         """Return this rank's share of a global batch as micro-batches; the global batch is the same for any world size."""

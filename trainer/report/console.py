@@ -38,6 +38,7 @@ class RunConsole:
         self._recent: list[Event] = []
         self._said_at = -PLAIN_INTERVAL_S
         self._num_steps = 0
+        self._phases_said: set[str] = set()
         self._progress = Progress(
             TextColumn("[bold]{task.description}"),
             BarColumn(bar_width=24),
@@ -68,6 +69,13 @@ class RunConsole:
     def say(self, text: str) -> None:
         """Print a line above the progress display."""
         self.console.print(plain_text(text), soft_wrap=True)
+
+    def show_progress(self, phase: str, done: int, total: int) -> None:
+        """Show how far the sending of files has come, in MiB; a line for each file set where there is no terminal."""
+        if not self.console.is_interactive and phase not in self._phases_said:
+            self.say(f"{phase} ({total} MiB)")
+        self._phases_said.add(phase)
+        self._progress.update(self._task, description="sending", figures=f"{phase}: {done} of {total} MiB")
 
     def _show_notice(self, event: Event) -> None:
         self.say(event["text"])
@@ -164,6 +172,8 @@ def _summary_rows(summary: dict[str, Any], style: str) -> Iterator[tuple[str, st
     if rate := get("tokens_per_s"):
         yield "throughput", f"{rate:.0f} tokens/s, {get('supervised_tokens_per_s', 0):.0f} of them learned from"
         yield "communication", f"{get('comm_share', 0):.1%} of the time, waiting for the slowest {get('wait_share', 0):.1%}"
+    if (traffic := get("traffic")) and traffic["share"] is not None:
+        yield "traffic", f"{traffic['share']:.1%} of {traffic['bytes'] / 1e6:.0f} MB over {traffic['network']}"
     if (seconds := get("train_s")) is not None:
         yield "training time", f"{_duration(seconds)} for {_count(get('steps', 0), 'step')}"
     if memory := get("peak_memory_mib"):

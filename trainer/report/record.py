@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from trainer.cluster.supervise import Line, Outcome
+from trainer.cluster.traffic import sum_traffic
 from trainer.events import Event
 
 _ESCAPE = "backslashreplace"  # for what UTF-8 cannot hold, half of a pair of surrogates; in JSON it is an escape as well
@@ -56,6 +57,8 @@ def summarise(events: dict[str, list[Event]], outcome: Outcome) -> dict[str, Any
     for kind in ("started", "planned", "done"):
         for event in events.get(kind, [])[-1:]:
             summary |= {key: value for key, value in event.items() if key not in ("event", "rank", "time")}
+    if traffic := sum_traffic(events.get("traffic", [])):
+        summary["traffic"] = traffic
     answered = {event["when"]: event for event in events.get("answered", [])}
     summary["share_in_style"] = {when: event["share_in_style"] for when, event in answered.items()}
     summary["answers"] = pair_answers(answered)

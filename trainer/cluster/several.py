@@ -1,0 +1,209 @@
+"""A run on several hosts: the same files everywhere, mpirun on the head, nothing left behind, the results brought back."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import shutil
+import signal
+import tarfile
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO
+
+from trainer.cluster.call import ask, stream_from
+from trainer.cluster.hostfile import read_cables
+from trainer.cluster.inventory import Cluster, Host
+from trainer.cluster.launch import Inputs, Watcher, make_folder, make_plan
+from trainer.cluster.nodes import Fleet
+from trainer.cluster.onnode import unpack
+from trainer.cluster.openmpi import OpenMPI
+from trainer.cluster.plan import Launch, Tools, make_launch
+from trainer.cluster.ssh import on_all, ssh_command
+from trainer.cluster.store import Artifact, Progress, deliver, find_code, find_data, find_model, path_of
+from trainer.cluster.supervise import Outcome, Supervisor
+from trainer.errors import ClusterError
+
+_SWEEP_TIMEOUT_S = 20.0
+_RESULTS = ("adapter", "checkpoints")
+
+
+def find_artifacts(inputs: Inputs, model: Path, fingerprints: dict[str, str]) -> list[Artifact]:
+    """Return what every host needs for a run."""
+    return [find_code(), find_model(model, fingerprints["model"]), find_data(inputs.data, fingerprints["data"])]
+
+
+def plan_on(fleet: Fleet, inputs: Inputs, model: Path, fingerprints: dict[str, str], runs: Path) -> Launch:
+    """Return the launch of a run on ``fleet``, with the paths that things have on its nodes."""
+    code, weights, samples = find_artifacts(inputs, model, fingerprints)
+    root = fleet.cluster.root
+    kept = make_plan(dataclasses.replace(inputs, cluster=fleet.cluster), model, fingerprints, runs)
+    kept = dataclasses.replace(kept, network=str(fleet.cluster.network or ""))
+    theirs = dataclasses.replace(
+        kept,
+        run_dir=Path(root / "runs" / kept.run_dir.name),
+        model_path=path_of(weights, root),
+        data_path=path_of(samples, root),
+    )
+    return make_launch(fleet.cluster, theirs, tools_of(fleet, code), kept, read_cables(fleet.head.cables))
+
+
+def tools_of(fleet: Fleet, code: Artifact) -> Tools:
+    """Return what starts ranks on the nodes."""
+    root = fleet.cluster.root
+    head = fleet.head
+    return Tools(
+        mpi=head.mpi,
+        python=Path(fleet.python),
+        project_root=path_of(code, root),
+        is_root=head.is_root,
+        root=Path(root),
+        is_mac=head.system == "Darwin",
+    )
+
+
+def guess_tools(cluster: Cluster) -> Tools:
+    """Return the tools that nodes have when Open MPI is the environment's: for ``--dry-run``, which asks no host."""
+    root = Path(cluster.root)
+    mpi = OpenMPI(mpirun=root / "env/bin/mpirun", libmpi=root / "env/lib/libmpi.so.40", version="")
+    return Tools(
+        mpi=mpi, python=root / "env/bin/python", project_root=path_of(find_code(), cluster.root), is_root=False, root=root
+    )
+
+
+def guess_launch(inputs: Inputs, model: Path, fingerprints: dict[str, str], runs: Path) -> Launch:
+    """Return the launch as far as it is known without asking any host: tools as `guess_tools` has them, no cables."""
+    cluster = inputs.cluster
+    kept = dataclasses.replace(make_plan(inputs, model, fingerprints, runs), network=str(cluster.network or ""))
+    theirs = dataclasses.replace(kept, run_dir=Path(cluster.root / "runs" / kept.run_dir.name), data_path=model)
+    return make_launch(cluster, theirs, guess_tools(cluster), kept)
+
+
+def send_all(fleet: Fleet, artifacts: list[Artifact], progress: Progress) -> dict[str, dict[str, str]]:
+    """Bring every host what it lacks; returns for each host and kind whether it was "present" or has been "sent"."""
+    sent = deliver(fleet, artifacts, progress)
+    return tell_states(artifacts, sent, "sent")
+
+
+def tell_states(artifacts: list[Artifact], absent: dict[str, list[Artifact]], word: str) -> dict[str, dict[str, str]]:
+    """Return for each host and kind "present", or ``word`` for what was absent."""
+    return {host: {each.kind: word if each in lacking else "present" for each in artifacts} for host, lacking in absent.items()}
+
+
+def execute_on(fleet: Fleet, launch: Launch, watcher: Watcher) -> Outcome:
+    """Make the run's folders, start the ranks, follow them to the end, and bring back what they wrote.
+
+    However it ends, no process of this run is left on any host that still answers.
+    """
+    make_folder(launch)
+    write_files(fleet.cluster, launch)
+    try:
+        outcome = start(fleet, launch, watcher)
+    finally:
+        with _undisturbed():
+            sweep(fleet.cluster, launch, watcher)
+            _bring_back(fleet.cluster, launch, watcher)
+    return outcome
+
+
+def start(fleet: Fleet, launch: Launch, watcher: Watcher) -> Outcome:
+    """Run the launch's command on the head and follow it to the end."""
+    head = fleet.cluster.head
+    supervisor = Supervisor(watcher.on_event, watcher.on_line, launch.plan.config.launch.start_timeout_s)
+    if head.is_local:
+        return supervisor.run(launch.argv, launch.env)
+    order = json.dumps({"argv": launch.argv, "env": dict(launch.env)})
+    lead = ["/usr/bin/env", f"PYTHONPATH={launch.env['PYTHONPATH']}", str(fleet.python), "-P", "-m", "trainer", "lead"]
+    return supervisor.run(ssh_command(head, lead), {}, order)
+
+
+def sweep(cluster: Cluster, launch: Launch, watcher: Watcher, *, remove: bool = False) -> None:
+    """End on every host what is left of this very run; tells of what it found, and of hosts that do not answer.
+
+    With ``remove`` the run's folder there goes as well.
+    """
+
+    def clean(host: Host) -> str:
+        try:
+            word, folder = str(launch.plan.run_dir / "plan.json"), str(launch.plan.run_dir)
+            request = {"verb": "sweep", "word": word, "remove": folder if remove else ""}
+            ended = ask(host, cluster.root, request, _SWEEP_TIMEOUT_S)["ended"]
+        except ClusterError as error:
+            return f"whether ranks are left there is not known: {error}"
+        return f"{host.name}: ended {ended} {'process' if ended == 1 else 'processes'} that the run had left" if ended else ""
+
+    for text in on_all(cluster.hosts, clean).values():
+        if text:
+            notice(watcher, text)
+
+
+def notice(watcher: Watcher, text: str) -> None:
+    """Tell the person who follows the run."""
+    watcher.on_event({"event": "notice", "rank": 0, "time": time.time(), "text": text})
+
+
+def write_files(cluster: Cluster, launch: Launch) -> None:
+    """Put the run's files into its folder on every host."""
+    files = {str(launch.plan.run_dir / name): text for name, text in launch.files.items()}
+    on_all(cluster.hosts, lambda host: ask(host, cluster.root, {"verb": "write", "files": files}))
+
+
+def _bring_back(cluster: Cluster, launch: Launch, watcher: Watcher) -> None:
+    """Copy what the ranks wrote into this machine's folder of the run, from the first host that has it.
+
+    Every host has the same, so one that was lost takes nothing along.
+    """
+    problems = []
+    for host in cluster.hosts:
+        try:
+            if _fetch(host, cluster, launch):
+                return
+        except (ClusterError, OSError, tarfile.TarError) as error:
+            problems.append(f"{host.name}: the results could not be brought back: {error}")
+    for text in problems:
+        notice(watcher, text)
+
+
+def _fetch(host: Host, cluster: Cluster, launch: Launch) -> bool:
+    """Fetch the results of one host, whole or not at all; returns whether there were any."""
+    request = {"verb": "collect", "folder": str(launch.plan.run_dir), "without": [*launch.files]}
+    target = launch.kept.run_dir
+    with tempfile.TemporaryDirectory(prefix=".incoming-", dir=target) as scratch:
+
+        def take(stream: IO[bytes]) -> None:
+            with tarfile.open(fileobj=stream, mode="r|") as archive:
+                unpack(archive, Path(scratch))
+
+        stream_from(host, cluster.root, request, take)
+        found = [path for path in Path(scratch).iterdir() if path.name not in ("logs", *launch.files)]
+        for path in found:
+            _correct_model(path, launch)
+            if path.is_dir():
+                shutil.move(path, target / path.name)
+        return any(path.name in _RESULTS for path in found)
+
+
+def _correct_model(folder: Path, launch: Launch) -> None:
+    """Let the adapters in ``folder`` name the model where it is on this machine."""
+    for settings in folder.rglob("adapter_config.json"):
+        table = json.loads(settings.read_text("utf-8"))
+        settings.write_text(json.dumps({**table, "model": str(launch.kept.model_path)}, indent=2) + "\n", "utf-8")
+
+
+@contextlib.contextmanager
+def _undisturbed() -> Iterator[None]:
+    """Do not let a further Ctrl-C cut short what takes seconds and leaves a mess if it is cut."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
