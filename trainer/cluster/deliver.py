@@ -7,18 +7,20 @@ which sends nothing. The Ansible role ``artifacts`` calls it.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from trainer.cluster.inventory import load_inventory
+from trainer.cluster.inventory import Cluster, Host, load_inventory
 from trainer.cluster.launch import Inputs, JobError, prepare
 from trainer.cluster.nodes import muster
 from trainer.cluster.several import find_artifacts, send_all, tell_states
-from trainer.cluster.store import find_missing
+from trainer.cluster.ssh import on_all
+from trainer.cluster.store import Artifact, find_missing
 from trainer.cluster.supervise import Line
-from trainer.errors import EXIT_OK, FlotillaError
+from trainer.errors import EXIT_OK, ClusterError, FlotillaError
 from trainer.events import Event
 from trainer.paths import PROJECT_ROOT, find_beside
 from trainer.recipe import DEFAULT_RECIPE, load_config
@@ -48,15 +50,28 @@ def _deliver(options: argparse.Namespace) -> dict[str, object]:
     config = load_config(options.recipe)
     if cluster.is_local:  # the ranks use this machine's own files
         return {"changed": False, "hosts": {host.name: {} for host in cluster.hosts}}
-    fleet = muster(cluster, options.allow_slow_link or options.check, _say)
+    fleet = None if options.check else muster(cluster, options.allow_slow_link, _say)
     inputs = Inputs(cluster=cluster, config=config, data=find_beside(config.data.path, PROJECT_ROOT), name="deliver")
     model, fingerprints = prepare(inputs, Narrator())
     artifacts = find_artifacts(inputs, model, fingerprints)
-    if options.check:
-        hosts = tell_states(artifacts, find_missing(cluster, artifacts), "missing")
-    else:
+    if fleet:
         hosts = send_all(fleet, artifacts, Narrator().tell_progress)
+    else:
+        hosts = tell_states(artifacts, _predict_missing(cluster, artifacts), "missing")
     return {"changed": any(state != "present" for kinds in hosts.values() for state in kinds.values()), "hosts": hosts}
+
+
+def _predict_missing(cluster: Cluster, artifacts: list[Artifact]) -> dict[str, list[Artifact]]:
+    """Return what each host lacks; a host that has no Python of ours yet, or does not let us in yet, lacks everything."""
+
+    def look(host: Host) -> list[Artifact]:
+        try:
+            return find_missing(dataclasses.replace(cluster, hosts=(host,)), artifacts)[host.name]
+        except ClusterError as error:
+            _say(f"{error}; so everything is taken to be missing there")
+            return list(artifacts)
+
+    return on_all(cluster.hosts, look)
 
 
 class Narrator:

@@ -19,8 +19,9 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
+from trainer.cluster.lines import LineBuffer
 from trainer.cluster.processes import kill_session
-from trainer.cluster.supervise import END, STOP, LineBuffer
+from trainer.cluster.supervise import END, STOP
 
 _LOST_GRACE_S = 10.0  # between "stop" and "end" when the control machine is gone
 _KILL_AFTER_S = 5.0

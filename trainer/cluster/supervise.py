@@ -22,12 +22,15 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import FrameType
 
+from trainer.cluster.lines import LineBuffer
 from trainer.cluster.processes import kill_session
 from trainer.cluster.ssh import SSH_FAILED
 from trainer.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, ClusterError, StalledError
 from trainer.events import Event, parse_event
 
 _TAG = re.compile(r"^\[[^\]]*,(\d+)\]<(stdout|stderr)>: ?(.*)$")
+_PEER = re.compile(r"^\s*Peer host:\s+(\S+)")  # Open MPI's words in a rank that has lost another
+_BROKEN_OFF = "MPI_ERRORS_ARE_FATAL"
 _INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _KILL_AFTER_S = 5.0
 _TICK_S = 0.1
@@ -78,6 +81,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._rank_spoke = False
         self._is_led = False
+        self._lost: str | None = None  # the host whose rank another one has lost, "" if it is not known
         self._launcher_said: deque[str] = deque(maxlen=_QUOTED_LINES)
 
     def run(self, argv: Sequence[str], env: Mapping[str, str], order: str | None = None) -> Outcome:
@@ -188,6 +192,7 @@ class Supervisor:
             tag = _TAG.match(text)
             line = Line(int(tag[1]), tag[3]) if tag else Line(None, text)
             self._rank_spoke |= line.rank is not None
+            self._notice_loss(line.text)
             event = parse_event(line.text) if from_stdout else None
             if event is None and line.rank is None:
                 self._launcher_said.append(line.text)
@@ -195,6 +200,12 @@ class Supervisor:
                 self._on_line(line)
             else:
                 self._take(event)
+
+    def _notice_loss(self, text: str) -> None:
+        if peer := _PEER.match(text):
+            self._lost = peer[1]
+        elif _BROKEN_OFF in text:
+            self._lost = self._lost or ""
 
     def _take(self, event: Event) -> None:
         if event["event"] == "started":
@@ -217,6 +228,11 @@ class Supervisor:
             return self._judge_connection()
         if returncode < 0 or 128 < returncode < 128 + signal.NSIG:
             return Outcome(StalledError.exit_code, _describe_signal(-returncode if returncode < 0 else returncode - 128))
+        if self._lost is not None:
+            where = f" on {self._lost}" if self._lost else ""
+            return Outcome(
+                StalledError.exit_code, f"the connection to a rank{where} broke off: it was killed, or its host is gone"
+            )
         if self._start_timeout_s and not self._started and not self._rank_spoke:
             said = "\n".join([f"the ranks could not be started (exit code {returncode})", *self._launcher_said])
             return Outcome(ClusterError.exit_code, said)
@@ -239,28 +255,6 @@ def _describe_signal(number: int) -> str:
     if number in (signal.SIGKILL, signal.SIGTERM):
         return "a rank was killed from outside, for example for want of memory"
     return f"a rank crashed ({signal.strsignal(number)}); its last words are in its log"
-
-
-class LineBuffer:
-    """Puts the chunks of one stream together to lines, returned without their newline."""
-
-    def __init__(self) -> None:
-        self._rest: list[bytes] = []
-
-    def add(self, chunk: bytes) -> list[bytes]:
-        """Return the lines that ``chunk`` completes."""
-        *lines, last = chunk.split(b"\n")
-        if lines:
-            lines[0] = b"".join([*self._rest, lines[0]])
-            self._rest = []
-        self._rest.append(last)
-        return lines
-
-    def close(self) -> list[bytes]:
-        """Return what came after the last newline, if anything did."""
-        rest = b"".join(self._rest)
-        self._rest = []
-        return [rest] if rest else []
 
 
 def _start(argv: Sequence[str], env: Mapping[str, str], order: str | None) -> subprocess.Popen[bytes]:

@@ -1,0 +1,336 @@
+"""`./inv train` across the hosts of a laboratory: over ssh and MPI, on the fast link or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from support import write_tiny_data, write_tiny_model
+
+from tests.lab.laboratory import LabHost, Laboratory
+from trainer.paths import PROJECT_ROOT
+
+SETTINGS = {
+    "schedule.warmup_steps": 0,
+    "style.markers": "[]",
+    "style.demo_prompts": "[]",
+    "adapter.num_layers": 3,
+    "adapter.rank": 256,
+    "train.steps": 10,
+    "train.eval_every": 5,
+}
+SOON_S = 15.0
+
+
+@dataclass(frozen=True)
+class Trained:
+    """How a run ended: exit code, what it said, and its folder on the control machine (if it got that far)."""
+
+    code: int
+    said: str
+    folder: Path | None
+
+    def of(self, kind: str) -> list[dict[str, Any]]:
+        """Return the events of one kind."""
+        assert self.folder is not None, self.said
+        events = [json.loads(line) for line in (self.folder / "metrics.jsonl").read_text().splitlines()]
+        return [event for event in events if event["event"] == kind]
+
+    @property
+    def curve(self) -> list[float]:
+        """The losses of all steps and validations."""
+        return [event["loss"] for kind in ("step", "validated") for event in self.of(kind)]
+
+    @property
+    def summary(self) -> dict[str, Any]:
+        assert self.folder is not None, self.said
+        summary: dict[str, Any] = json.loads((self.folder / "summary.json").read_text())
+        return summary
+
+
+class Shipyard:
+    """Starts runs on the laboratory's hosts, as a person at the control machine would."""
+
+    def __init__(self, lab: Laboratory, folder: Path) -> None:
+        self.lab = lab
+        self.folder = folder
+        self.model = write_tiny_model(folder / "model", hidden_size=64)
+        self.data = write_tiny_data(folder / "data")
+        self._count = 0
+
+    def command(self, num_hosts: int, *options: str, **settings: Any) -> list[str]:
+        chosen = {"model.source": self.model, "data.path": self.data, **SETTINGS}
+        chosen |= {key.replace("__", "."): value for key, value in settings.items()}
+        laid_over = [word for key, value in chosen.items() for word in ("-o", f"{key}={value}")]
+        program = str(Path(sys.prefix) / "bin" / "invoke")
+        return [program, "train", "-i", str(self.inventory(num_hosts)), *laid_over, *options]
+
+    def inventory(self, num_hosts: int) -> Path:
+        """Return an inventory of the first ``num_hosts`` hosts; 0 is this machine alone."""
+        if num_hosts == 0:
+            return PROJECT_ROOT / "inventory" / "hosts.yml"
+        table = yaml.safe_load(self.lab.inventory.read_text())
+        hosts = table["all"]["children"]["cluster"]["hosts"]
+        table["all"]["children"]["cluster"]["hosts"] = dict(list(hosts.items())[:num_hosts])
+        path = self.folder / f"hosts-{num_hosts}.yml"
+        path.write_text(yaml.safe_dump(table, sort_keys=False))
+        return path
+
+    def runs(self) -> Path:
+        """Return a folder of its own for the next run."""
+        self._count += 1
+        return self.folder / f"runs-{self._count}"
+
+    def read_counters(self, hosts: Sequence[LabHost]) -> dict[str, int]:
+        """Return what each interface has carried on all hosts together, read from the kernel and not from a run."""
+        folder = "/sys/class/net/{}/statistics/{}_bytes"
+        names = {name: [folder.format(name, way) for way in ("rx", "tx")] for name in ("tb0", "wifi0")}
+        return {
+            name: sum(sum(map(int, host.run(["cat", *paths]).stdout.split())) for host in hosts)
+            for name, paths in names.items()
+        }
+
+    def train(self, num_hosts: int, *options: str, **settings: Any) -> Trained:
+        """Train to the end."""
+        runs = self.runs()
+        done = self.lab.control(
+            self.command(num_hosts, *options, **settings), env={"FLOTILLA_RUNS": str(runs)}, check=False, cwd=PROJECT_ROOT
+        )
+        return finished(done.returncode, done.stdout + done.stderr, runs)
+
+    def train_and(
+        self, act: Callable[[subprocess.Popen[str], Path], None], num_hosts: int, *when: str, **settings: Any
+    ) -> Trained:
+        """Train, and call ``act`` with process and folder at each line that contains one of ``when``, in their order."""
+        runs = self.runs()
+        command = self.lab.control_argv(self.command(num_hosts, **settings))
+        env = {**self.lab.control_env, "FLOTILLA_RUNS": str(runs)}
+        pipe, awaited, said = subprocess.PIPE, list(when), ""
+        with subprocess.Popen(command, env=env, cwd=PROJECT_ROOT, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
+            assert process.stdout is not None
+            for line in process.stdout:
+                said += line
+                if awaited and awaited[0] in line:
+                    awaited.pop(0)
+                    act(process, (runs / "latest").resolve())
+            code = process.wait(60)
+        return finished(code, said, runs)
+
+    def disturb(self, act: Callable[[subprocess.Popen[str], Path], None], num_hosts: int) -> Trained:
+        """Start a run too long to end, and call ``act`` once it has made a step."""
+        return self.train_and(act, num_hosts, "step 1/", train__steps=100_000, train__eval_every=0)
+
+
+def finished(code: int, said: str, runs: Path) -> Trained:
+    folder = (runs / "latest").resolve() if (runs / "latest").exists() else None
+    return Trained(code, said, folder)
+
+
+def processes(hosts: Sequence[LabHost]) -> list[str]:
+    """Return what still belongs to any run on the hosts: ranks, mpirun, its daemons, whoever leads it."""
+    lines = []
+    for host in hosts:
+        shown = host.run(["ps", "-eo", "args"]).stdout.splitlines()
+        signs = ("-m trainer", "mpirun", "prted")
+        lines += [f"{host.name}: {line}" for line in shown if any(sign in line for sign in signs)]
+    return lines
+
+
+def wait_until_empty(hosts: Sequence[LabHost]) -> list[str]:
+    """Return `processes` as soon as there are none, or what is left after a while."""
+    give_up_at = time.monotonic() + SOON_S
+    while (left := processes(hosts)) and time.monotonic() < give_up_at:
+        time.sleep(0.2)
+    return left
+
+
+@pytest.fixture(scope="module")
+def yard(provisioned_lab: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Shipyard:
+    return Shipyard(provisioned_lab, tmp_path_factory.mktemp("yard"))
+
+
+@pytest.fixture(scope="module")
+def alone(yard: Shipyard) -> Trained:
+    """Return the run of one machine, which the others must equal."""
+    return yard.train(0)
+
+
+@pytest.fixture
+def cut_off(yard: Shipyard) -> Iterator[LabHost]:
+    """Yield a host whose fast cable is pulled; it is put back afterwards."""
+    host = yard.lab.hosts[1]
+    yard.lab.cut(host, "fast")
+    yield host
+    yard.lab.mend(host, "fast")
+
+
+@pytest.mark.parametrize("num_hosts", [2, 3])
+def test_several_hosts_train_as_one_machine(yard: Shipyard, alone: Trained, num_hosts: int) -> None:
+    """The same losses to 1e-4, and 99 % of all bytes on the fast link by counters read from outside."""
+    hosts = yard.lab.hosts[:num_hosts]
+    seen: list[dict[str, int]] = []
+    steps = SETTINGS["train.steps"]
+    trained = yard.train_and(lambda *_: seen.append(yard.read_counters(hosts)), num_hosts, "connected", f"step {steps}/{steps}")
+    assert trained.code == 0, trained.said
+    assert trained.curve == pytest.approx(alone.curve, abs=1e-4)
+    fast, slow = (seen[1][name] - seen[0][name] for name in ("tb0", "wifi0"))
+    assert fast / (fast + slow) >= 0.99, (fast, slow)
+    traffic = trained.summary["traffic"]
+    assert traffic["share"] >= 0.99
+    assert {name: set(counters) for name, counters in traffic["hosts"].items()} == {h.name: {"tb0", "wifi0"} for h in hosts}
+    assert re.search(r"traffic +│ (100\.0|99\.\d)% of \d+ MB over 10\.99\.", trained.said)
+    assert wait_until_empty(hosts) == []
+
+
+def test_the_results_come_home(yard: Shipyard) -> None:
+    """Adapter and last checkpoint are in the control machine's folder, for its own copy of the model; the hosts agree."""
+    trained = yard.train(2)
+    assert trained.code == 0, trained.said
+    assert trained.folder is not None
+    settings = json.loads((trained.folder / "adapter" / "adapter_config.json").read_text())
+    assert settings["model"] == str(yard.model)
+    ours = (trained.folder / "adapter" / "adapters.safetensors").read_bytes()
+    theirs = [
+        host.root / f"opt/flotilla/runs/{trained.folder.name}/adapter/adapters.safetensors" for host in yard.lab.hosts[:2]
+    ]
+    assert [path.read_bytes() == ours for path in theirs] == [True, True]
+    assert (trained.folder / "checkpoints" / "last" / "adapters.safetensors").is_file()
+    assert "sending" not in trained.said or "model" not in trained.said  # it was there already
+
+
+def test_the_ring_equals_mpi(yard: Shipyard, alone: Trained) -> None:
+    """MLX's ring over the same addresses: the same losses to 1e-5, on the same link."""
+    trained = yard.train(2, launch__backend="ring")
+    assert trained.code == 0, trained.said
+    assert trained.curve == pytest.approx(alone.curve, abs=1e-5)
+    assert trained.summary["traffic"]["share"] >= 0.99
+
+
+def test_without_the_fast_link_nothing_is_trained(yard: Shipyard, cut_off: LabHost) -> None:
+    """Exit 3 before anything is sent, with the host, the interface and both ways on; no run's folder is made."""
+    trained = yard.train(2)
+    assert trained.code == 3
+    assert trained.folder is None
+    assert "the fast link is not up; nothing was sent or started:" in trained.said
+    assert f"  {cut_off.name}: tb0, which has the address {cut_off.fast_address}, is down or has no cable" in trained.said
+    assert "--allow-slow-link trains over 10.77." in trained.said
+    assert processes(yard.lab.hosts) == []
+
+
+def test_the_slow_link_is_taken_when_it_is_allowed(yard: Shipyard, alone: Trained, cut_off: LabHost) -> None:
+    """With --allow-slow-link the same run goes over the management network, and says so at the beginning and the end."""
+    trained = yard.train(2, "--allow-slow-link")
+    assert trained.code == 0, trained.said
+    assert "the fast link is not up, so the gradients go over 10.77." in trained.said
+    assert trained.summary["traffic"]["network"].startswith("10.77.")
+    assert trained.curve == pytest.approx(alone.curve, abs=1e-4)
+
+
+def test_a_killed_rank_ends_all_hosts(yard: Shipyard) -> None:
+    """A rank killed on the last host: exit 75 within seconds, no process left anywhere, what had been saved is there."""
+    hosts = yard.lab.hosts
+    killed_at = 0.0
+
+    def kill(_: subprocess.Popen[str], __: Path) -> None:
+        nonlocal killed_at
+        hosts[-1].run(["pkill", "-KILL", "-f", "trainer train"])
+        killed_at = time.monotonic()
+
+    trained = yard.disturb(kill, 3)
+    assert time.monotonic() - killed_at < SOON_S
+    assert trained.code == 75, trained.said
+    assert re.search("a rank was killed from outside|the connection to a rank.* broke off", trained.said)
+    assert wait_until_empty(hosts) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_an_interruption_keeps_the_adapter(yard: Shipyard, number: signal.Signals) -> None:
+    """Ctrl-C or SIGTERM on the control machine: exit 130, the adapter so far comes home, no process is left."""
+    trained = yard.disturb(lambda process, _: process.send_signal(number), 2)
+    assert trained.code == 130, trained.said
+    assert trained.folder is not None
+    assert (trained.folder / "adapter" / "adapters.safetensors").is_file()
+    assert wait_until_empty(yard.lab.hosts) == []
+
+
+def test_a_lost_control_machine_leaves_no_rank(yard: Shipyard) -> None:
+    """The control side is killed outright: the ranks stop after the step, keep their adapter on the hosts, and are gone."""
+    hosts = yard.lab.hosts[:2]
+    folders = []
+
+    def kill(process: subprocess.Popen[str], folder: Path) -> None:
+        folders.append(folder)
+        for pid in descendants(process.pid):
+            os.kill(pid, signal.SIGKILL)
+
+    yard.disturb(kill, 2)
+    assert wait_until_empty(hosts) == []
+    assert [adapter_on(host, folders[0]).is_file() for host in hosts] == [True, True]
+
+
+def test_an_unreachable_host_is_named(yard: Shipyard) -> None:
+    """A host that does not answer: exit 3, its name and what ssh said, within seconds; nothing is started elsewhere."""
+    host = yard.lab.hosts[1]
+    yard.lab.cut(host, "slow")
+    try:
+        trained = yard.train(3)
+    finally:
+        yard.lab.mend(host, "slow")
+    assert trained.code == 3
+    assert f"{host.name}: cannot be reached by ssh (" in trained.said
+    assert trained.folder is None
+
+
+def test_a_damaged_store_is_never_used(yard: Shipyard) -> None:
+    """A transfer that breaks off leaves neither a half artifact nor rubbish; the next run sends it again."""
+    host = yard.lab.hosts[1]
+    store = host.root / "opt/flotilla/store"
+    for folder in store.glob("data-*"):
+        shutil.rmtree(folder)
+    (store / ".incoming-4194304").mkdir()
+    trained = yard.train(2, train__steps=1)
+    assert trained.code == 0, trained.said
+    assert "data" in trained.said
+    assert len(list(store.glob("data-*"))) == 1
+    assert not list(store.glob(".incoming-*"))
+
+
+def test_linkcheck(yard: Shipyard) -> None:
+    """The check that verify.yml runs: all ranks meet, the sum is right, nearly all bytes on the fast link, nothing is left."""
+    program = [sys.executable, "-P", "-m", "trainer.cluster.linkcheck", "--inventory", str(yard.inventory(3))]
+    done = yard.lab.control(program, env={"PYTHONPATH": str(PROJECT_ROOT)}, cwd=PROJECT_ROOT, check=False)
+    assert done.returncode == 0, done.stderr
+    seen = json.loads(done.stdout)
+    assert (seen["world_size"], seen["correct"]) == (3, True)
+    assert seen["share_fast"] >= 0.99
+    assert {name: set(counters) for name, counters in seen["hosts"].items()} == {
+        host.name: {"tb0", "wifi0"} for host in yard.lab.hosts
+    }
+    assert wait_until_empty(yard.lab.hosts) == []
+
+
+def adapter_on(host: LabHost, folder: Path) -> Path:
+    """Return where a host keeps the adapter of the run that has ``folder`` on the control machine."""
+    return host.root / "opt/flotilla/runs" / folder.name / "adapter/adapters.safetensors"
+
+
+def descendants(pid: int) -> list[int]:
+    """Return a process and all that it has started, the last ones first."""
+    shown = subprocess.run(["ps", "-eo", "pid=,ppid="], capture_output=True, text=True, check=True).stdout
+    parents = {int(child): int(parent) for child, parent in map(str.split, shown.splitlines())}
+    found = [pid]
+    for parent in found:
+        found += [child for child, own in parents.items() if own == parent]
+    return found[::-1]
