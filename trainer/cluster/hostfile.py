@@ -22,22 +22,21 @@ _LOCALHOST = "127.0.0.1"
 Rendered = tuple[dict[str, str], dict[str, str]]  # files of the run's folder, environment of the ranks
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True)
 class End:
-    """One end of a Thunderbolt cable: the interface there, and its address if the cable is a network of its own."""
+    """One end of a Thunderbolt cable: its address, and its RDMA device where that can be used."""
 
     host: str
-    device: str
     address: str = ""
+    rdma_device: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Cable:
-    """A Thunderbolt cable between two hosts; ``rdma`` holds if both ends can do it."""
+    """A Thunderbolt cable between two hosts."""
 
     a: End
     b: End
-    rdma: bool = False
 
     def end_at(self, host: str, other: str) -> End | None:
         """Return the end at ``host`` if the cable leads from there to ``other``."""
@@ -49,16 +48,24 @@ Cables = Sequence[Cable]
 
 
 def read_cables(state: Any) -> list[Cable]:
-    """Return the cables of a node's ``state/thunderbolt.json``; none if there is no such file, or it tells of none."""
-    listed = state.get("cables", ()) if isinstance(state, Mapping) else ()
+    """Return the cables of a node's ``state/thunderbolt.json`` that are networks of their own.
+
+    None where there is no such file, and none in bridge mode, in which the bridge owns all cables.
+    """
+    if not isinstance(state, Mapping) or state.get("mode") != "cable":
+        return []
     try:
-        return [Cable(a=_read_end(each["a"]), b=_read_end(each["b"]), rdma=bool(each.get("rdma"))) for each in listed]
+        return [Cable(a=_read_end(each, "a"), b=_read_end(each, "b")) for each in state["cables"]]
     except (KeyError, TypeError, AttributeError) as error:
         raise ClusterError(f"state/thunderbolt.json is not as ./inv provision writes it: {error!r}") from error
 
 
-def _read_end(end: Mapping[str, Any]) -> End:
-    return End(host=end["host"], device=end.get("device") or "", address=(end.get("address") or "").partition("/")[0])
+def _read_end(cable: Mapping[str, Any], side: str) -> End:
+    """Return one end of a cable; its device counts only if both ends are ready for RDMA."""
+    end = cable[side]
+    rdma_device = end.get("rdma_device") if cable.get("rdma") else None
+    address = (end.get("address") or "").partition("/")[0]
+    return End(host=end["host"], address=address, rdma_device=rdma_device or "")
 
 
 def render_open_mpi(cluster: Cluster) -> str:
@@ -124,8 +131,12 @@ def _render_jaccl(cluster: Cluster, run_dir: Path, cables: Cables, port: int) ->
 
 
 def _rdma_device(host: Host, other: Host, cables: Cables) -> str | None:
-    ends = [end for cable in cables if cable.rdma and (end := cable.end_at(host.name, other.name)) and end.device]
-    return f"rdma_{ends[0].device}" if ends else None
+    """Return the device that leads from ``host`` to ``other``, if both ends of a cable have one."""
+    for cable in cables:
+        end, far = cable.end_at(host.name, other.name), cable.end_at(other.name, host.name)
+        if end and far and end.rdma_device and far.rdma_device:
+            return end.rdma_device
+    return None
 
 
 def _render_mlx(backend: str, ranks: Sequence[tuple[Host, list[str], Sequence[str | None]]]) -> str:

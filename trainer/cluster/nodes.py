@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import ipaddress
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -10,6 +11,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from trainer.cluster.call import NotProvisionedError, ask
+from trainer.cluster.hostfile import Cables, read_cables
 from trainer.cluster.inventory import Cluster, Host, Network
 from trainer.cluster.openmpi import OpenMPI
 from trainer.cluster.ssh import on_all
@@ -63,11 +65,15 @@ def muster(cluster: Cluster, allow_slow_link: bool, say: Callable[[str], None]) 
     """
     nodes = survey(cluster)
     _check_fit(nodes)
+    if cables := read_cables(nodes[cluster.head.name].cables):
+        cluster = along_cables(cluster, cables)
+        nodes = survey(cluster, cables)
     problems = [f"  {name}: {problem}" for name, node in nodes.items() for problem in node.link_problems]
     nameless = [host.name for host in cluster.hosts if not host.fast]
     if not problems and not nameless:
         return Fleet(cluster=cluster, nodes=nodes)
-    problems += [f"  {name}: has no address on the fast link in the inventory" for name in nameless]
+    lack = f"has no cable to {cluster.head.name}, which starts all ranks" if cables else "has no address in the inventory"
+    problems += [f"  {name}: {lack}" for name in nameless]
     network = _find_management(nodes)
     over = f"over {network or 'the management network'}"
     if len(nameless) == len(cluster.hosts):
@@ -82,14 +88,40 @@ def muster(cluster: Cluster, allow_slow_link: bool, say: Callable[[str], None]) 
     return Fleet(cluster=cluster.over_management(network), nodes=nodes, is_slow=True)
 
 
-def survey(cluster: Cluster) -> dict[str, Node]:
+def along_cables(cluster: Cluster, cables: Cables) -> Cluster:
+    """Return the cluster with the addresses by which the head reaches each host where every cable is its own network."""
+    head = cluster.head.name
+
+    def address(host: Host) -> str | None:
+        ends = [end for cable in cables for other in cluster.hosts if (end := cable.end_at(host.name, other.name))]
+        near = [end for cable in cables if (end := cable.end_at(host.name, head))]
+        return next((end.address for end in (ends if host.name == head else near) if end.address), None)
+
+    hosts = tuple(dataclasses.replace(host, fast=address(host)) for host in cluster.hosts)
+    return dataclasses.replace(cluster, hosts=hosts)
+
+
+def _ways(host: Host, cluster: Cluster, cables: Cables) -> list[tuple[str, str, int, str]]:
+    """Return the ways over the fast link that must be open from ``host``: to whom, address and port there, address here."""
+    ways = []
+    for other in cluster.hosts:
+        port = other.port or _SSH_PORT
+        if cables:
+            ends = [(cable.end_at(host.name, other.name), cable.end_at(other.name, host.name)) for cable in cables]
+            ways += [(other.name, far.address, port, near.address) for near, far in ends if near and far]
+        elif other is not host and host.fast and other.fast:
+            ways.append((other.name, other.fast, port, host.fast))
+    return ways
+
+
+def survey(cluster: Cluster, cables: Cables = ()) -> dict[str, Node]:
     """Return what each host says; raises `ClusterError` that names all which cannot be reached or are not provisioned."""
     bare: list[str] = []
 
     def look(host: Host) -> Node | None:
-        others = [other for other in cluster.hosts if other is not host and other.fast]
-        peers = {other.name: (other.fast, other.port or _SSH_PORT) for other in others}
-        request = {"verb": "survey", "root": str(cluster.root), "own": host.fast, "peers": peers}
+        ways = _ways(host, cluster, cables)
+        own = list(dict.fromkeys([*(way[3] for way in ways), *([host.fast] if host.fast else [])]))
+        request = {"verb": "survey", "root": str(cluster.root), "own": own, "peers": ways}
         try:
             answer = ask(host, cluster.root, request, _TIMEOUT_S)
         except NotProvisionedError:

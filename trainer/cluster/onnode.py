@@ -19,13 +19,14 @@ import tarfile
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from trainer.cluster.processes import end_mentioning
 from trainer.fingerprint import hash_files
-from trainer.interfaces import find_owner, list_interfaces, read_counters
+from trainer.interfaces import Interface, find_owner, list_interfaces, read_counters
 
 Request = dict[str, Any]
 Answer = dict[str, Any]
@@ -89,29 +90,22 @@ def _read_cables(root: Path) -> Any:
     return None
 
 
-def _check_link(request: Request, interfaces: list[Any]) -> list[str]:
+def _check_link(request: Request, interfaces: list[Interface]) -> list[str]:
     """Return what keeps the fast link from being used, in words; empty if nothing does, or if none is asked for."""
-    own = request.get("own")
-    if not own:
-        return []
-    owner = find_owner(own, interfaces)
-    if owner is None:
-        return [f"no interface has the address {own}"]
-    if not owner.is_up:
-        return [f"{owner.name}, which has the address {own}, is down or has no cable"]
-    problems: dict[str, str] = {}
-    threads = [
-        threading.Thread(target=lambda n=name, a=address, p=port: problems.update({n: _try_peer(own, owner.name, n, a, p)}))
-        for name, (address, port) in request["peers"].items()
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    return [problems[name] for name in request["peers"] if problems.get(name)]
+    owners = {own: find_owner(own, interfaces) for own in request["own"]}
+    problems = [f"no interface has the address {own}" for own, owner in owners.items() if owner is None]
+    for own, owner in owners.items():
+        if owner is not None and not owner.is_up:
+            problems.append(f"{owner.name}, which has the address {own}, is down or has no cable")
+    if problems:
+        return problems
+    names = {own: owner.name for own, owner in owners.items() if owner is not None}
+    with ThreadPoolExecutor(max_workers=max(1, len(request["peers"]))) as pool:
+        tried = [pool.submit(_try_peer, names[peer[3]], *peer) for peer in request["peers"]]
+        return [problem for attempt in tried if (problem := attempt.result())]
 
 
-def _try_peer(own: str, interface: str, name: str, address: str, port: int) -> str:
+def _try_peer(interface: str, name: str, address: str, port: int, own: str) -> str:
     """Return why ``address`` of host ``name`` cannot be reached over ``interface``; nothing if it answers."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
@@ -189,8 +183,12 @@ def unpack(archive: tarfile.TarFile, folder: Path) -> None:
 
 def _admit(folder: Path, target: Path, artifact: dict[str, Any]) -> None:
     """Rename ``folder`` to its place in the store, if it is what it should be and not there already."""
-    if not folder.is_dir() or (seen := hash_files(folder, artifact["files"])) != artifact["digest"]:
-        raise RefusedError(f"{artifact['name']} arrived damaged ({seen[:12] if folder.is_dir() else 'nothing'}); send it again")
+    try:
+        seen = hash_files(folder, artifact["files"])
+    except FileNotFoundError:
+        seen = "incomplete"
+    if seen != artifact["digest"]:
+        raise RefusedError(f"{artifact['name']} arrived damaged ({seen[:12]}); send it again")
     try:
         os.rename(folder, target)
     except OSError as error:
