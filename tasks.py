@@ -5,7 +5,9 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from invoke import Context, Exit, task
+from invoke import Collection, Context, Exit, task
+
+from tests.lab.tasks import namespace as lab
 
 ROOT = Path(__file__).resolve().parent
 PYTHON = sys.executable
@@ -195,3 +197,6 @@ def lint(context: Context) -> None:
 def _end(code: object) -> None:
     """End the process with an exit code, or with that of a command's result."""
     raise Exit(code=int(getattr(code, "exited", code) or 0))  # type: ignore[call-overload]
+
+
+namespace = Collection(train, chat, fuse, provision, verify, teardown, doctor, test, lint, lab=lab)

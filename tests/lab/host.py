@@ -14,7 +14,7 @@ from pathlib import Path
 from tests.lab import root
 from tests.lab.cgroups import Groups
 from tests.lab.network import Switch
-from tests.lab.system import LabError, end, find_tool, namespace, run, marked, within
+from tests.lab.system import LabError, end, find_tool, marked, namespace, run, within
 
 # What even a host's root may not do, because it would be done to the machine that all share.
 CAPABILITIES = "-sys_time,-sys_module,-sys_boot,-sys_rawio,-mknod,-syslog,-mac_admin,-mac_override"
@@ -66,11 +66,10 @@ class LabHost:
         argv = [*self._join_groups(), "setsid", "--fork", "unshare", *mine, *init, f"{self.address}/24", CAPABILITIES]
         with (
             log.open("w") as stderr,
-            subprocess.Popen(
-                argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd="/", text=True
-            ) as started,
+            subprocess.Popen(argv, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr, cwd="/", text=True) as started,
         ):
-            assert started.stdin and started.stdout
+            assert started.stdin
+            assert started.stdout
             pid = int(started.stdout.readline() or 0)
             if pid:
                 switch.connect(self.name, pid, fast)

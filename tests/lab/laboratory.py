@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.lab import cgroups, system
+from tests.lab import system
 from tests.lab.cgroups import Groups
 from tests.lab.host import LabHost
 from tests.lab.inventory import write_inventory
@@ -89,7 +89,9 @@ class Laboratory:
         try:
             return cls(**json.loads((STATE / name / "state.json").read_text()))
         except (OSError, ValueError, TypeError):
-            raise LabError(f"there is no laboratory named {name}; those there are: {', '.join(cls.names()) or 'none'}") from None
+            raise LabError(
+                f"there is no laboratory named {name}; those there are: {', '.join(cls.names()) or 'none'}"
+            ) from None
 
     @staticmethod
     def names() -> list[str]:

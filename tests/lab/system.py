@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -60,7 +61,7 @@ def run(argv: Sequence[str], *, stdin: str | None = None) -> str:
 def namespace(pid: int | str, kind: str) -> int | None:
     """Return the inode of a process's namespace, or None where there is no such living process."""
     try:
-        return os.stat(f"/proc/{pid}/ns/{kind}").st_ino
+        return Path(f"/proc/{pid}/ns/{kind}").stat().st_ino
     except OSError:
         return None
 
@@ -148,7 +149,5 @@ def _pidfd(pid: int) -> int | None:
 
 
 def _signal(pidfd: int) -> None:
-    try:
+    with contextlib.suppress(ProcessLookupError):
         signal.pidfd_send_signal(pidfd, signal.SIGKILL)
-    except ProcessLookupError:
-        pass

@@ -20,6 +20,7 @@ import yaml
 from support import write_tiny_data, write_tiny_model
 
 from tests.lab.laboratory import LabHost, Laboratory
+from trainer.cluster.store import find_code
 from trainer.paths import PROJECT_ROOT
 
 SETTINGS = {
@@ -305,6 +306,33 @@ def test_a_damaged_store_is_never_used(yard: Shipyard) -> None:
     assert "data" in trained.said
     assert len(list(store.glob("data-*"))) == 1
     assert not list(store.glob(".incoming-*"))
+
+
+def test_the_control_machine_may_be_the_head(yard: Shipyard, alone: Trained) -> None:
+    """Started on the first host itself, as its user: it runs mpirun without ssh, with the same layout and result."""
+    here = yard.lab.hosts[0]
+    table = yaml.safe_load(yard.inventory(2).read_text())
+    table["all"]["children"]["cluster"]["hosts"][here.name]["ansible_connection"] = "local"
+    home = here.root / "home" / here.user
+    for name, source in (("model", yard.model), ("data", yard.data)):
+        shutil.copytree(source, home / name, dirs_exist_ok=True)
+    (home / "hosts.yml").write_text(yaml.safe_dump(table, sort_keys=False))
+    settings = {**SETTINGS, "model.source": f"/home/{here.user}/model", "data.path": f"/home/{here.user}/data"}
+    request = {"inventory": f"/home/{here.user}/hosts.yml", "overrides": [f"{key}={value}" for key, value in settings.items()]}
+    program = (
+        "import json, sys; from pathlib import Path; from trainer.control import Request, at_boundary, train\n"
+        "request = Request(**json.loads(sys.argv[1]))\n"
+        "sys.exit(at_boundary(lambda: train(request, False, Path('runs').absolute())))"
+    )
+    code = f"/opt/flotilla/store/{find_code().name}"
+    command = ["/opt/flotilla/env/bin/python", "-P", "-c", program, json.dumps(request)]
+    done = here.run(command, user=here.user, env={"PYTHONPATH": code}, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    trained = finished(0, done.stderr, home / "runs")
+    assert trained.curve == pytest.approx(alone.curve, abs=1e-4)
+    assert trained.summary["traffic"]["share"] >= 0.99
+    assert trained.folder is not None
+    assert (trained.folder / "adapter" / "adapters.safetensors").is_file()
 
 
 def test_linkcheck(yard: Shipyard) -> None:

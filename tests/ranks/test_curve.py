@@ -35,6 +35,19 @@ def test_the_loss_curve_is_the_same_on_any_number_of_ranks(runs: dict[int, tuple
         np.testing.assert_allclose(together, alone, atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_the_ring_gives_the_same_curve(
+    runs: dict[int, tuple[Path, Log]], tiny_model: Path, tiny_data: Path, tmp_path: Path, size: int
+) -> None:
+    """MLX's ring in MPI's place changes no loss by more than 1e-5, the order of additions aside."""
+    outcome, log = run(plan_tiny(tiny_model, tiny_data, tmp_path, size, *CURVE, "launch.backend=ring"))
+    assert outcome.exit_code == 0, outcome.message
+    for kind in ("step", "validated"):
+        by_mpi, by_ring = ([event["loss"] for event in each.of(kind)] for each in (runs[size][1], log))
+        assert len(by_ring) == len(by_mpi)
+        np.testing.assert_allclose(by_ring, by_mpi, atol=1e-5, rtol=0)
+
+
 def test_the_model_learns(runs: dict[int, tuple[Path, Log]]) -> None:
     """The validation loss after 20 steps is lower than before: the curves compared above are of something."""
     losses = [event["loss"] for event in runs[1][1].of("validated")]

@@ -14,6 +14,7 @@ from support import Log, plan_tiny, run, with_program
 
 from trainer.cluster.plan import Launch
 from trainer.cluster.supervise import Outcome
+from trainer.errors import ClusterError
 from trainer.paths import PROJECT_ROOT
 
 BROKEN = Path(__file__).with_name("job_broken.py")
@@ -47,6 +48,21 @@ def test_a_rank_that_fails_in_a_step_ends_all_ranks(
     ended_at = time.time()
     assert (outcome.exit_code, outcome.message) == (exit_code, message)
     assert seconds_after("planned", log, ended_at) < SOON_S
+
+
+@pytest.mark.parametrize(("how", "exit_code"), [("raises", 70), ("is killed", 75)])
+def test_a_rank_that_fails_in_a_ring_ends_all_ranks(
+    tiny_model: Path, tiny_data: Path, tmp_path: Path, how: str, exit_code: int
+) -> None:
+    """With MLX's ring, mpirun still sees to it that no rank is left waiting for one that is gone."""
+    outcome, _ = run_broken(plan_tiny(tiny_model, tiny_data, tmp_path, 3, "launch.backend=ring"), how)
+    assert outcome.exit_code == exit_code, outcome.message
+
+
+def test_jaccl_without_its_cables_is_refused(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """RDMA needs a cable between every two hosts; on one machine there is none, and nothing starts."""
+    with pytest.raises(ClusterError, match=r"^launch.backend jaccl takes one rank a host; set slots: 1 for here$"):
+        plan_tiny(tiny_model, tiny_data, tmp_path, 2, "launch.backend=jaccl")
 
 
 def test_hosts_that_disagree_are_named_with_what_they_have(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:

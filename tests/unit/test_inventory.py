@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from trainer.cluster.hostfile import render_open_mpi
-from trainer.cluster.inventory import DEFAULT_INVENTORY, Cluster, Host, load_inventory
+from trainer.cluster.inventory import DEFAULT_INVENTORY, Cluster, Host, default_root, load_inventory
 from trainer.errors import InputError
 from trainer.paths import PROJECT_ROOT
 
@@ -103,6 +103,71 @@ def test_the_host_wins_over_the_group_and_the_group_over_all(tmp_path: Path) -> 
         Host(name="a", slots=1, management="a", is_local=False, user="group", port=1),
         Host(name="b", slots=2, management="b", is_local=False, user="group", port=1),
     )
+
+
+def with_group(folder: Path, variables: str, *hosts: str) -> Path:
+    """Write an inventory whose group has these variables."""
+    lines = "".join(f"        {line}\n" for line in hosts)
+    return write(folder, f"all:\n  children:\n    cluster:\n      vars: {variables}\n      hosts:\n{lines}")
+
+
+def test_the_group_sets_network_mode_and_root(tmp_path: Path) -> None:
+    """What all hosts share is read once; without a network, it is the usual one around the first fast address."""
+    hosts = ("a: {address: 10.99.1.1}", "b: {address: 10.99.2.1}")
+    cluster = load_inventory(
+        with_group(tmp_path, "{thunderbolt_network: 10.99.0.0/16, thunderbolt_mode: cable, flotilla_root: /srv/fleet}", *hosts)
+    )
+    assert (str(cluster.network), cluster.mode, str(cluster.root)) == ("10.99.0.0/16", "cable", "/srv/fleet")
+    plain = load(tmp_path, "a:", "b: {address: 10.99.2.1}")
+    assert (str(plain.network), plain.mode, str(plain.root)) == ("10.99.2.0/24", "bridge", default_root())
+    assert load(tmp_path, "a:", "b:").network is None
+    assert str(load(tmp_path, "a: {address: 'fd00::1'}").network) == "fd00::/64"
+
+
+def test_the_root_is_the_platforms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A place that every user of the machine can reach, by the same rule as in the playbooks."""
+    for platform, root in (("darwin", "/Users/Shared/flotilla"), ("linux", "/opt/flotilla")):
+        monkeypatch.setattr("sys.platform", platform)
+        assert default_root() == root
+
+
+@pytest.mark.parametrize(
+    ("value", "complaint"),
+    [
+        ("10.99.0.1/24", "10.99.0.1/24 has host bits set; give the network's own address, such as 10.99.0.0/24"),
+        ("10.99.0.0/33", "'10.99.0.0/33' does not appear to be an IPv4 or IPv6 network; give the network's own address"),
+    ],
+)
+def test_a_network_that_is_none(tmp_path: Path, value: str, complaint: str) -> None:
+    """A network with an address in it, or of impossible width, is refused at the variable."""
+    said = refusal(with_group(tmp_path, f"{{thunderbolt_network: {value}}}", "a: {address: 10.99.0.1}"))
+    assert said.startswith(f": $.all.children.cluster.vars.thunderbolt_network: {complaint}")
+
+
+@pytest.mark.parametrize("variable", ["thunderbolt_network", "flotilla_root", "thunderbolt_interface"])
+@pytest.mark.parametrize("value", ["a b", "'; rm -rf /'", "$(id)", "-x", "'a\"b'", "../x", "/opt/../etc", "/", "'/opt/a b'"])
+def test_hostile_settings_are_refused(tmp_path: Path, variable: str, value: str) -> None:
+    """Nothing that a shell or a path would read as more than a name gets through."""
+    assert f"a.{variable}: " in refuse_hosts(tmp_path, f"a: {{{variable}: {value}}}")
+
+
+def test_one_address_with_two_ports_is_two_machines(tmp_path: Path) -> None:
+    """Behind one address there may be several hosts at different ports, each with its own fast address."""
+    hosts = [
+        f"{name}: {{ansible_host: gate, ansible_port: {port}, address: 10.99.0.{port % 10}}}"
+        for name, port in (("a", 2201), ("b", 2202))
+    ]
+    assert [host.port for host in load(tmp_path, *hosts).hosts] == [2201, 2202]
+
+
+def test_traffic_over_management(tmp_path: Path) -> None:
+    """The slow way round: the same hosts at their management addresses."""
+    cluster = load(
+        tmp_path, "a: {ansible_host: 10.0.0.1, address: 10.99.0.1}", "b: {ansible_host: b.local, address: 10.99.0.2}"
+    )
+    slow = cluster.over_management(None)
+    assert render_open_mpi(slow) == "10.0.0.1 slots=1\nb.local slots=1\n"
+    assert (slow.network, slow.root, slow.world_size) == (None, cluster.root, 2)
 
 
 def test_hosts_keep_the_order_of_the_file(tmp_path: Path) -> None:
@@ -221,6 +286,39 @@ def test_a_hostile_user_is_refused(tmp_path: Path, value: str) -> None:
         (["a: {address: h}", "b: {ansible_host: h}"], f": {HOSTS}.b: has the same address h as a"),
         (["a: {address: H}", "b: {address: h}"], f": {HOSTS}.b: has the same address h as a"),
         (["a: {ansible_connection: local}", "localhost:"], f": {HOSTS}.localhost: has the same address localhost as a"),
+        (["a: {ansible_host: h}", "b: {ansible_host: H}"], f": {HOSTS}.b: has the same address H as a"),
+        (["a: {ansible_host: h, ansible_port: 22}", "b: {ansible_host: h}"], f": {HOSTS}.b: has the same address h as a"),
+        (
+            ["a: {address: 10.99.0.1}", "b: {address: 10.99.0.1}", "c: {address: 10.99.0.1}"],
+            f": {HOSTS}.b: has the same address 10.99.0.1 as a\n: {HOSTS}.c: has the same address 10.99.0.1 as a",
+        ),
+        (
+            ["a: {ansible_connection: local, ansible_host: a}", "b: {ansible_connection: local, ansible_host: b}"],
+            f": {HOSTS}.b: is this machine, as another host is; give that one more slots instead",
+        ),
+        (
+            ["a: {address: 10.99.0.1}", "b: {address: 10.98.0.2}", "c: {address: mini.local}"],
+            (
+                f': {HOSTS}.b.address: "10.98.0.2" is not in the network 10.99.0.0/24, '
+                "that of the first host; thunderbolt_network can widen it\n"
+                f': {HOSTS}.c.address: "mini.local" is not in the network 10.99.0.0/24, '
+                "that of the first host; thunderbolt_network can widen it"
+            ),
+        ),
+        (
+            ["a: {flotilla_root: /opt/a}", "b: {flotilla_root: /opt/b}", "c:"],
+            (
+                f': {HOSTS}.b.flotilla_root: "/opt/b" differs from a\'s "/opt/a"; set it once, for all\n'
+                f': {HOSTS}.c.flotilla_root: null differs from a\'s "/opt/a"; set it once, for all'
+            ),
+        ),
+        (["a: {thunderbolt_mode: both}"], f': {HOSTS}.a.thunderbolt_mode: "both" is not one of bridge, cable'),
+        (
+            ["a: {open_mpi_provider: brew}"],
+            f': {HOSTS}.a.open_mpi_provider: "brew" is not one of homebrew, wheel; did you mean homebrew?',
+        ),
+        (["a: {thunderbolt_net: x}"], f": {HOSTS}.a.thunderbolt_net: unknown variable; did you mean thunderbolt_network?"),
+        (["a: {flotila_root: x}"], f": {HOSTS}.a.flotila_root: unknown variable; did you mean flotilla_root?"),
         (["a:", "b:", "a:"], ':7: "a" is listed twice, first on line 5'),
         (["a:", "'a': {slots: 2}"], ':6: "a" is listed twice, first on line 5'),
         (["a: {slots: 1, slots: 2}"], ':5: "slots" is listed twice, first on line 5'),

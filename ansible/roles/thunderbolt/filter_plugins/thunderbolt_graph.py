@@ -35,11 +35,16 @@ def map_cables(answers: Mapping[str, Sequence[Any]], mode: str, network: str, ad
     rdma = {host: answer[2].split() for host, answer in answers.items()}
     cables = []
     for index, cable in enumerate(_in_order(graph)):
-        pair = _cable_addresses(network, index) if mode == "cable" else (addresses.get(cable.a.host), addresses.get(cable.b.host))
+        pair = (
+            _cable_addresses(network, index) if mode == "cable" else (addresses.get(cable.a.host), addresses.get(cable.b.host))
+        )
         a, b = (_describe(end, address, rdma) for end, address in zip((cable.a, cable.b), pair, strict=True))
         ready = cable.rdma and bool(a["rdma_device"] and b["rdma_device"])
         cables.append({"a": a, "b": b, "speed_gbps": cable.speed_gbps, "rdma": ready})
-    strays = [{"host": stray.end.host, "port": stray.end.port, "device": stray.end.device, "peer": stray.peer} for stray in graph.strays]
+    strays = [
+        {"host": stray.end.host, "port": stray.end.port, "device": stray.end.device, "peer": stray.peer}
+        for stray in graph.strays
+    ]
     return {"version": 1, "mode": mode, "network": network, "hosts": list(graph.nodes), "cables": cables, "strays": strays}
 
 
@@ -101,12 +106,12 @@ def _describe(end: End, address: str | None, rdma: Mapping[str, Sequence[str]]) 
 def _find_bad_cables(graph: Graph) -> Iterator[str]:
     for cable in _in_order(graph):
         if cable.speed_gbps < SLOWEST_GBPS:
-            yield f"{cable}: slower than any Thunderbolt cable; use one marked Thunderbolt 4 or 5, at both ends in a Thunderbolt port"
+            yield f"{cable}: slower than any Thunderbolt cable; use a Thunderbolt 4 or 5 one, at both ends in a Thunderbolt port"
         if cable.a.host == cable.b.host:
             yield f"{cable}: both ends are in the same Mac; plug one end into another Mac"
         for end in (cable.a, cable.b):
             if not end.device:
-                yield f"{end}: macOS lists no network interface for this port (networksetup -listallhardwareports); use another port"
+                yield f"{end}: no network interface for this port (networksetup -listallhardwareports); use another port"
 
 
 def _find_lonely(graph: Graph, others: Sequence[str]) -> Iterator[str]:
@@ -130,7 +135,7 @@ def _find_storms(graph: Graph) -> Iterator[str]:
         if loop.pull.a.host != loop.pull.b.host:
             ring = "; ".join(str(cable) for cable in loop.cables)
             yield (
-                f"the cables form a loop, and the Thunderbolt Bridge has no loop protection: {ring}. Pull the cable {loop.pull},"
+                f"the cables form a loop, which the Thunderbolt Bridge cannot take: {ring}. Pull the cable {loop.pull},"
                 " or set thunderbolt_mode: cable"
             )
 
@@ -143,14 +148,14 @@ def _find_outsiders(network: str, addresses: Mapping[str, str]) -> Iterator[str]
             yield f"{host}: address {address} in thunderbolt_network {network}: {error}"
         else:
             if not is_inside:
-                yield f"{host}: address {address} is outside thunderbolt_network {network}; all hosts of a bridge share one subnet"
+                yield f"{host}: address {address} is outside thunderbolt_network {network}; a bridge is one subnet"
 
 
 def _find_strange_addresses(table: Mapping[str, Any], addresses: Mapping[str, str]) -> Iterator[str]:
     for host, address in addresses.items():
         own = [end["address"] for end in list_ends(table, host)]
         if own and address not in own:
-            yield f"{host}: address {address} is none of its cables' addresses ({', '.join(own)}); use one of them, or leave it out"
+            yield f"{host}: address {address} is none of its cables' ({', '.join(own)}); use one of them, or leave it out"
 
 
 class FilterModule:

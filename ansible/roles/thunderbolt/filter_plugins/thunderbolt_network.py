@@ -22,7 +22,9 @@ Table = dict[str, Any]
 def parse_services(text: str) -> list[Table]:
     """Return the services of ``networksetup -listnetworkserviceorder`` in order: name, enabled, port, device."""
     found = re.findall(r"^\((\d+|\*)\) (.+?)[ \t\r]*\n\(Hardware Port: (.*), Device: (.*?)\)", text, re.MULTILINE)
-    return [{"name": name, "enabled": mark != "*", "port": port, "device": device.strip()} for mark, name, port, device in found]
+    return [
+        {"name": name, "enabled": mark != "*", "port": port, "device": device.strip()} for mark, name, port, device in found
+    ]
 
 
 def parse_info(text: str) -> Table:
