@@ -83,7 +83,7 @@ def test_files_that_changed_since_the_launch_are_refused(tiny_model: Path, tiny_
     launch = plan_tiny(tiny_model, tiny_data, tmp_path, 2)
     right = launch.plan.fingerprints["model"][:20]
     plan = dataclasses.replace(launch.plan, fingerprints={**launch.plan.fingerprints, "model": "f" * 64})
-    outcome, _ = run(dataclasses.replace(launch, plan=plan, files={**launch.files, "plan.json": plan.render()}))
+    outcome, _ = run(dataclasses.replace(launch, plan=plan, kept=plan, files={**launch.files, "plan.json": plan.render()}))
     assert outcome.exit_code == 3
     host = os.uname().nodename
     [difference] = [line for line in outcome.message.splitlines() if "model: " in line]

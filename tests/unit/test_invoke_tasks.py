@@ -80,7 +80,7 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert (task.__doc__ or "").splitlines()[0].endswith(".")
     arguments = task.get_arguments()
     assert [argument.name for argument in arguments if not (argument.help or "").strip()] == []
-    assert run(name, "--help") == 0
+    assert run("--help", name) == 0
     shown = " ".join(capsys.readouterr().out.split())
     assert " ".join((task.__doc__ or "").split()) in shown
     options = [argument.name.replace("_", "-") for argument in arguments]

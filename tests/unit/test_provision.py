@@ -12,7 +12,9 @@ import pytest
 
 from trainer.cluster import provision
 from trainer.cluster.provision import Playbook, run_playbook
+from trainer.cluster.inventory import load_inventory
 from trainer.errors import ClusterError, InputError
+from trainer.paths import PROJECT_ROOT
 
 PAIR = """
 all:
@@ -82,3 +84,9 @@ def test_without_ansible(inventory: Path, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(provision.sys, "prefix", "/nonexistent")
     with pytest.raises(ClusterError, match=r"^/nonexistent/bin/ansible-playbook: cannot be started: .*; run ./inv again$"):
         run_playbook(Playbook(name="site.yml", inventory=str(inventory)))
+
+
+@pytest.mark.parametrize("example", sorted((PROJECT_ROOT / "inventory").glob("*.yml")), ids=lambda path: path.name)
+def test_examples(example: Path) -> None:
+    """Every inventory that we ship is one that the launcher takes."""
+    assert load_inventory(example).hosts

@@ -343,6 +343,13 @@ def test_summary_table() -> None:
     ]
 
 
+def test_summary_of_several_hosts() -> None:
+    """A run over a network tells which share of all bytes took it; one that carried nothing has no such row."""
+    traffic = {"network": "10.99.0.0/24", "share": 0.99962, "bytes": 123_456_789, "hosts": {}}
+    assert ["traffic", "100.0% of 123 MB over 10.99.0.0/24"] in rows({**SUMMARY, "traffic": traffic})
+    assert rows({**SUMMARY, "traffic": {**traffic, "share": None}}) == rows(SUMMARY)
+
+
 def test_summary_style_is_literal() -> None:
     """The style's name is the user's text, not markup; without one the row has no name to show."""
     assert rows(SUMMARY, HOSTILE)[1] == [f"replies in {HARMLESS} style", "0% → 88%"]

@@ -106,7 +106,7 @@ def _describe(end: End, address: str | None, rdma: Mapping[str, Sequence[str]]) 
 def _find_bad_cables(graph: Graph) -> Iterator[str]:
     for cable in _in_order(graph):
         if cable.speed_gbps < SLOWEST_GBPS:
-            yield f"{cable}: slower than any Thunderbolt cable; use a Thunderbolt 4 or 5 one, at both ends in a Thunderbolt port"
+            yield f"{cable}: slower than Thunderbolt; use a Thunderbolt 4 or 5 cable, at both ends in a Thunderbolt port"
         if cable.a.host == cable.b.host:
             yield f"{cable}: both ends are in the same Mac; plug one end into another Mac"
         for end in (cable.a, cable.b):
