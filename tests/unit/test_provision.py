@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from trainer.cluster import provision
-from trainer.cluster.provision import Playbook, run_playbook
 from trainer.cluster.inventory import load_inventory
+from trainer.cluster.provision import Playbook, run_playbook
 from trainer.errors import ClusterError, InputError
 from trainer.paths import PROJECT_ROOT
 
