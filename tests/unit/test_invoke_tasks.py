@@ -134,6 +134,13 @@ def test_train_passes_its_options_on(calls: Callable[..., list[Call]]) -> None:
     assert trained == [((wanted, True), {})] * 2
 
 
+def test_train_may_take_the_slow_link(calls: Callable[..., list[Call]]) -> None:
+    """Only if that is asked for."""
+    trained = calls("train")
+    assert run("train", "--allow-slow-link") == 0
+    assert trained == [((Request(allow_slow_link=True), False), {})]
+
+
 def test_chat_passes_its_options_on(calls: Callable[..., list[Call]]) -> None:
     """All options of chat arrive; without any it is a conversation with the latest run."""
     chatted = calls("chat")
