@@ -11,8 +11,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,13 +18,13 @@ from rich.console import Console
 
 from trainer.cluster.inventory import DEFAULT_INVENTORY, load_inventory
 from trainer.cluster.launch import NOT_YET, Inputs, JobError, execute, plan_run, prepare, read_plan
-from trainer.cluster.nodes import Fleet, muster
+from trainer.cluster.nodes import muster
 from trainer.cluster.plan import Launch, RunPlan
 from trainer.cluster.provision import Playbook, run_playbook
 from trainer.cluster.several import execute_on, find_artifacts, guess_launch, plan_on, send_all
 from trainer.cluster.supervise import Line, Outcome
 from trainer.data.formats import read_splits
-from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, ClusterError, FlotillaError, InputError
+from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, FlotillaError, InputError
 from trainer.events import Event
 from trainer.paths import PROJECT_ROOT, find_beside, runs_dir
 from trainer.recipe import DEFAULT_RECIPE, load_config
@@ -95,7 +93,7 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
         print(_guess_launch(inputs, runs).describe(), end="")
         return EXIT_OK
     with RunConsole() as console:
-        fleet = None if inputs.cluster.is_local else _gather(inputs, request.allow_slow_link, console)
+        fleet = None if inputs.cluster.is_local else muster(inputs.cluster, request.allow_slow_link, console.say)
         model, fingerprints = prepare(inputs, console)
         if fleet:
             send_all(fleet, find_artifacts(inputs, model, fingerprints), console.show_progress)
@@ -114,16 +112,6 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
             out.print(render_answers(summary["answers"]))
     _say_farewell(launch, outcome)
     return outcome.exit_code
-
-
-def _gather(inputs: Inputs, allow_slow_link: bool, console: RunConsole) -> Fleet:
-    """Return the hosts, ready to be sent things; raises `ClusterError` if the quick part of the doctor finds them unfit."""
-    fleet = muster(inputs.cluster, allow_slow_link, console.say)
-    if find_spec("trainer.cluster.doctor"):
-        quick = getattr(import_module("trainer.cluster.doctor"), "quick", None)
-        if quick and (problems := [str(problem) for problem in quick(fleet.cluster)]):
-            raise ClusterError("\n".join(problems))
-    return fleet
 
 
 def _guess_launch(inputs: Inputs, runs: Path) -> Launch:

@@ -9,6 +9,7 @@ import random
 import re
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -93,6 +94,24 @@ def test_verify_without_the_fast_link(bare_lab: Laboratory) -> None:
         bare_lab.mend("beta", "fast")
     assert done.returncode != 0
     assert "the fast link is not up" in done.stdout
+
+
+def _examine(lab: Laboratory) -> subprocess.CompletedProcess[str]:
+    program = "import sys; from trainer.control import at_boundary, doctor\n"
+    program += "sys.exit(at_boundary(lambda: doctor(sys.argv[1], as_json=False)))"
+    return lab.control([sys.executable, "-P", "-c", program, str(lab.inventory)], check=False, cwd=ROOT)
+
+
+def test_doctor(bare_lab: Laboratory) -> None:
+    """A cluster has no problem; with a cable pulled there is one, named with its host, and the exit code is 3."""
+    healthy = _examine(bare_lab)
+    assert (healthy.returncode, healthy.stdout.count("no problem on 2 hosts")) == (0, 1), healthy.stdout
+    bare_lab.cut("beta", "fast")
+    try:
+        ill = _examine(bare_lab)
+    finally:
+        bare_lab.mend("beta", "fast")
+    assert (ill.returncode, ill.stdout.count("beta: Nothing is connected to the fast interface")) == (3, 1), ill.stdout
 
 
 def test_teardown_leaves_the_hosts_as_they_were(bare_lab: Laboratory, before: dict[str, dict[str, str]]) -> None:

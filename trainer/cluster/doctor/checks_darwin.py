@@ -1,0 +1,143 @@
+"""The checks of what only Macs have."""
+
+from __future__ import annotations
+
+from trainer.cluster.doctor import judge_darwin
+from trainer.cluster.doctor.view import DARWIN, Check, Remedy
+
+_MAC = (DARWIN,)
+
+DARWIN_CHECKS = (
+    Check(
+        id="no-tools",
+        number=1,
+        title="No Command Line Tools",
+        platforms=_MAC,
+        why="Homebrew and /usr/bin/python3 do not work without them.",
+        looks="`ls /Library/Developer/CommandLineTools/usr/bin/git`",
+        judge=judge_darwin.judge_tools,
+        remedy=Remedy(playbook="homebrew"),
+    ),
+    Check(
+        id="no-brew",
+        number=5,
+        title="Homebrew is missing",
+        platforms=_MAC,
+        why="Open MPI, and a Python that is new enough, come from it.",
+        looks="`ls -ld /opt/homebrew /opt/homebrew/bin/brew`",
+        judge=judge_darwin.judge_brew,
+        remedy=Remedy(playbook="homebrew"),
+    ),
+    Check(
+        id="brew-owner",
+        number=5,
+        title="Homebrew belongs to another user",
+        platforms=_MAC,
+        why="Only its owner can install with it, and it refuses to run as root.",
+        looks="`ls -ld /opt/homebrew`, `id -un`",
+        judge=judge_darwin.judge_brew_owner,
+        remedy=Remedy(command="sudo chown -R {login} /opt/homebrew"),
+    ),
+    Check(
+        id="short-path",
+        number=6,
+        title="The PATH of ssh sessions lacks Homebrew",
+        platforms=_MAC,
+        why="Our own runs use absolute paths; what you type as `ssh HOST mpirun …` is not found.",
+        looks="`command -v mpirun` in an ssh session",
+        judge=judge_darwin.judge_path,
+        remedy=Remedy(
+            command="f=~/.zshenv; case $SHELL in */bash) f=~/.bashrc;; esac; touch $f; "
+            "echo 'export PATH=/opt/homebrew/bin:$PATH' | cat - $f >$f.new && mv $f.new $f"
+        ),
+        severity="note",
+    ),
+    Check(
+        id="brew-skew",
+        number=7,
+        title="Homebrew's Open MPI is older than on another host",
+        platforms=_MAC,
+        why="open-mpi, prrte and pmix of different versions do not understand each other: mpirun hangs or crashes.",
+        looks="`brew list --versions open-mpi prrte pmix hwloc` on all Macs",
+        judge=judge_darwin.judge_brewed,
+        remedy=Remedy(command="/opt/homebrew/bin/brew upgrade {old}", playbook="open_mpi"),
+    ),
+    Check(
+        id="cable",
+        number=13,
+        title="The cable is not a Thunderbolt cable, or leads to no Mac",
+        platforms=_MAC,
+        why="A USB-C charging cable carries no network, or a slow one: the gradients would go over Wi-Fi.",
+        looks="`system_profiler SPThunderboltDataType -json`: no peer, or below 40 Gb/s",
+        judge=judge_darwin.judge_cable,
+        remedy=Remedy(by_hand="Connect {host} and its neighbour by a Thunderbolt 4 or 5 cable, without a dock between."),
+    ),
+    Check(
+        id="bridge-service",
+        number=14,
+        title="The Thunderbolt Bridge is missing or switched off",
+        platforms=_MAC,
+        why="The fast link has its address on it.",
+        looks="`networksetup -listnetworkserviceorder`",
+        judge=judge_darwin.judge_service,
+        remedy=Remedy(playbook="thunderbolt"),
+        is_quick=True,
+    ),
+    Check(
+        id="bridge-address",
+        number=15,
+        title="The Thunderbolt Bridge has a wrong address",
+        platforms=_MAC,
+        why="With an address of its own making or from DHCP, packets to the other hosts leave by Wi-Fi.",
+        looks='`networksetup -getinfo "Thunderbolt Bridge"`',
+        judge=judge_darwin.judge_bridge_address,
+        remedy=Remedy(playbook="thunderbolt"),
+        is_quick=True,
+    ),
+    Check(
+        id="loop",
+        number=16,
+        title="The cables form a loop on the bridge",
+        platforms=_MAC,
+        why="The bridge has no loop protection: one broadcast goes round for ever and takes the whole link.",
+        looks="the UUIDs of all Macs' buses (`system_profiler SPThunderboltDataType -json`), and bridge0 up with members",
+        judge=judge_darwin.judge_loop,
+        remedy=Remedy(by_hand="Pull this cable: {pull}. Or use the ring: thunderbolt_mode: cable in the inventory."),
+    ),
+    Check(
+        id="firewall",
+        number=19,
+        title="The application firewall is on",
+        platforms=_MAC,
+        why="It asks, on the screen, before anybody may connect to a Python: ranks wait for each other in vain.",
+        looks="`socketfilterfw --getglobalstate`",
+        judge=judge_darwin.judge_firewall,
+        remedy=Remedy(
+            command="sudo /usr/libexec/ApplicationFirewall/socketfilterfw --setglobalstate off",
+            by_hand="Or allow the environment's Python and mpirun in System Settings, Network, Firewall.",
+        ),
+        is_quick=True,
+    ),
+    Check(
+        id="sleep",
+        number=20,
+        title="The Mac goes to sleep",
+        platforms=_MAC,
+        why="A run ends when one of its hosts falls asleep.",
+        looks="`pmset -g`",
+        judge=judge_darwin.judge_sleep,
+        remedy=Remedy(playbook="power"),
+        is_quick=True,
+    ),
+    Check(
+        id="wired-limit",
+        number=20,
+        title="The limit of wired GPU memory is the system's default",
+        platforms=_MAC,
+        why="Larger models do not fit although there is memory.",
+        looks="`sysctl iogpu.wired_limit_mb`",
+        judge=judge_darwin.judge_wired,
+        remedy=Remedy(playbook="power"),
+        severity="note",
+    ),
+)
