@@ -1,0 +1,2 @@
+#!/bin/sh
+printf 'HYDRA build details:\n    Version:                                 %s\n' @VERSION@
