@@ -118,9 +118,9 @@ NOTES = [
     Case(
         check="memory",
         host="beta",
-        make=sh(  # noqa: E501
+        make=sh(
             "beta",
-            "printf 'MemTotal: 4000000 kB\\nMemAvailable:  400000 kB\\n' >/run/meminfo; mount --bind /run/meminfo /proc/meminfo",
+            "printf 'MemTotal: 4000000 kB\\nMemAvailable: 400000 kB\\n' >/run/meminfo; mount --bind /run/meminfo /proc/meminfo",
         ),
         hand=sh("beta", "umount /proc/meminfo"),
         severity="note",

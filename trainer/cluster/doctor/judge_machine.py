@@ -107,7 +107,7 @@ def judge_orphans(view: View) -> Fault | None:
     if not orphans:
         return None
     pids = [pid for found in orphans.values() for pid in found]
-    return Fault(detail=f"{len(pids)} processes of {', '.join(sorted(orphans))}", values={"pids": " ".join(pids)})
+    return Fault(detail=f"{len(pids)} of {', '.join(sorted(orphans))}", values={"pids": " ".join(pids)})
 
 
 def judge_busy(view: View) -> Fault | None:

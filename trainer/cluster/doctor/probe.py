@@ -6,12 +6,12 @@ import re
 import secrets
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from trainer.cluster.doctor.script import list_items, make_script
+from trainer.cluster.doctor.script import Item, list_items, make_script
 from trainer.cluster.doctor.view import Answers, Output, View
 from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.ssh import SSH_FAILED, ssh_command
@@ -48,7 +48,6 @@ def read_pins(lock: Path) -> dict[str, str]:
 def ask(cluster: Cluster, host: Host, only_quick: bool) -> Answers:
     """Return what the probe of one host brought; what had not been said when its time was up is missing."""
     mark = f"@@{secrets.token_hex(8)}"
-    commands = {item.key: item.text for item in list_items(cluster, host)}
     command = ssh_command(host, ["sh", "-s"])
     script = make_script(cluster, host, mark, only_quick).encode()
     began_at, failure = time.time(), ""
@@ -65,13 +64,16 @@ def ask(cluster: Cluster, host: Host, only_quick: bool) -> Answers:
     except OSError as error:
         said, failure = b"", f"{command[0]} cannot be started: {error.strerror}"
     answers = Answers(command=" ".join(command), failure=failure, began_at=began_at, ended_at=time.time())
-    return replace(answers, outputs=parse(said.decode("utf-8", "replace"), mark, commands))
+    return replace(answers, outputs=parse(said.decode("utf-8", "replace"), mark, list_items(cluster, host)))
 
 
-def parse(said: str, mark: str, commands: dict[str, str]) -> dict[str, Output]:
+def parse(said: str, mark: str, items: Iterable[Item]) -> dict[str, Output]:
     """Return the framed outputs by key; what lies outside of frames, or was not finished, is left out."""
-    frame = re.compile(rf"^{re.escape(mark)} begin (\w+)\n(.*?)\n?^{re.escape(mark)} end \1 (\d+)$", re.MULTILINE | re.DOTALL)
+    edge = re.escape(mark)
+    frame = re.compile(rf"^{edge} begin (\w+)\n(.*?)\n?^{edge} end \1 (\d+)$", re.MULTILINE | re.DOTALL)
+    frames = {match[1]: (match[2], int(match[3])) for match in frame.finditer(said)}
+    system = frames.get("system", ("", 0))[0].strip()
+    commands = {item.key: item.text for item in items if system in item.systems}
     return {
-        match[1]: Output(command=commands.get(match[1], match[1]), exit_code=int(match[3]), text=match[2])
-        for match in frame.finditer(said)
+        key: Output(command=commands.get(key, key), exit_code=exit_code, text=text) for key, (text, exit_code) in frames.items()
     }
