@@ -8,6 +8,7 @@ from pathlib import Path
 from invoke import Collection, Context, Exit, task
 
 from tests.lab.tasks import namespace as lab
+from trainer.data_tasks import namespace as data
 
 ROOT = Path(__file__).resolve().parent
 PYTHON = sys.executable
@@ -39,6 +40,76 @@ def train(
 
     request = Request(inventory, recipe, tuple(override or ()), name, allow_slow_link)
     _end(at_boundary(lambda: run(request, dry_run)))
+
+
+@task(
+    iterable=["override"],
+    help={
+        "inventory": "hosts to measure; default inventory/hosts.yml: this machine, two ranks",
+        "recipe": "name of a recipe in trainer/recipes or a .toml file: the run that is thought of; default pirate",
+        "override": "section.key=value laid over the recipe; may be given several times",
+        "name": "name of the baseline's folder in baselines/; default: the recipe's",
+        "quick": "fewer repeats, in less than 90 seconds",
+        "compare": "measure nothing: compare this stored baseline with another; './inv baseline --compare A B' names both",
+        "other": "the later of two baselines to compare; default: the latest",
+    },
+)
+def baseline(
+    _: Context,
+    inventory: str = "inventory/hosts.yml",
+    recipe: str = "pirate",
+    override: list[str] | None = None,
+    name: str = "",
+    quick: bool = False,
+    compare: str = "",
+    other: str = "",
+) -> None:
+    """Measure hosts and links; tell what more bring."""
+    from trainer.control import Request, at_boundary
+    from trainer.control import baseline as measure
+
+    request = Request(inventory, recipe, tuple(override or ()), name)
+    _end(at_boundary(lambda: measure(request, is_quick=quick, compared=(compare, other))))
+
+
+@task(
+    help={
+        "inventory": "hosts to rehearse on; default inventory/hosts.yml: this machine",
+        "baseline": "the baseline that tells how long computing takes; default: the latest",
+        "hosts": "how many of the hosts take part, such as '2,4,8': one rehearsal each; default: all",
+        "steps": "steps of each rehearsal",
+        "backend": "what moves the gradients: mpi or ring",
+        "slow-link": "use the hosts' ordinary network, not the fast link",
+    }
+)
+def rehearse(
+    _: Context,
+    inventory: str = "inventory/hosts.yml",
+    baseline: str = "",
+    hosts: str = "",
+    steps: int = 10,
+    backend: str = "mpi",
+    slow_link: bool = False,
+) -> None:
+    """Play a run's communication without computing."""
+    from trainer.control import at_boundary
+    from trainer.control import rehearse as play
+
+    _end(at_boundary(lambda: play(inventory, baseline, hosts, steps=steps, backend=backend, slow_link=slow_link)))
+
+
+@task(
+    help={
+        "run": "folder or name of a run or a baseline; default: the latest run; './inv report RUN' means the same",
+        "baseline": "the latest baseline, or the one that --run names",
+    }
+)
+def report(_: Context, run: str = "", baseline: bool = False) -> None:
+    """Make a page to look at of a run or a baseline."""
+    from trainer.control import at_boundary
+    from trainer.control import report as describe
+
+    _end(at_boundary(lambda: describe(run, baseline)))
 
 
 _INVENTORY_HELP = "hosts to act on; default inventory/hosts.yml: this machine"
@@ -113,7 +184,7 @@ def teardown(
 
 @task(help={"inventory": _INVENTORY_HELP, "json": "print all that was found as JSON"})
 def doctor(_: Context, inventory: str = "inventory/hosts.yml", json: bool = False) -> None:
-    """Say what is wrong on which host, and the command that mends it."""
+    """Say what is wrong on which host, and the remedy."""
     from trainer.control import at_boundary
     from trainer.control import doctor as examine
 
@@ -172,9 +243,10 @@ def fuse(_: Context, run: str = "", out: str = "") -> None:
 
 @task(help={"args": "options for pytest, such as '-k inventory -x'; default: the whole suite"})
 def test(context: Context, args: str = "") -> None:
-    """Run the test suite."""
+    """Run the test suite, two files at a time."""
+    lanes = "-n 2 --dist loadfile --no-loadscope-reorder"  # most of a playbook's time is waiting
     with context.cd(str(ROOT)):
-        _end(context.run(f"{PYTHON} -m pytest {args}", warn=True, pty=sys.stdout.isatty()))
+        _end(context.run(f"{PYTHON} -m pytest {lanes} {args}", warn=True, pty=sys.stdout.isatty()))
 
 
 @task
@@ -199,4 +271,6 @@ def _end(code: object) -> None:
     raise Exit(code=int(getattr(code, "exited", code) or 0))  # type: ignore[call-overload]
 
 
-namespace = Collection(train, chat, fuse, provision, verify, teardown, doctor, test, lint, lab=lab)
+namespace = Collection(
+    train, baseline, rehearse, report, chat, fuse, provision, verify, teardown, doctor, test, lint, data=data, lab=lab
+)

@@ -96,6 +96,23 @@ class TrainConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SpeedConfig:
+    packing: bool = _key(True, "Put the samples of a micro-batch into one row without padding, none of which sees another.")
+    fused_loss: bool = _key(True, "Compute the loss and its gradient in portions, so that all logits never exist at once.")
+    kernels: bool = _key(True, "On a CPU, compute norms, rotations, activations and attention by NumPy instead of MLX.")
+    trunk_cache: bool = _key(
+        True,
+        "Compute what enters the first adapted layer once for each sample and keep it on disk.",
+    )
+    trunk_cache_gib: float = _key(
+        20.0, "Most disk space for what trunk_cache keeps, of all models and data together, in GiB.", exclusiveMinimum=0
+    )
+    balance: Literal["speed", "tokens"] = _key(
+        "speed", "Give ranks work by their measured speed, or the same number of tokens each."
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
     backend: Literal["mpi", "ring", "jaccl"] = _key(
         "mpi",
@@ -132,6 +149,10 @@ class RunConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig, metadata={"description": "AdamW."})
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig, metadata={"description": "The learning rate over time."})
     train: TrainConfig = field(default_factory=TrainConfig, metadata={"description": "How long and in what portions."})
+    speed: SpeedConfig = field(
+        default_factory=SpeedConfig,
+        metadata={"description": "How work is saved: exactly, and each can be switched off."},
+    )
     launch: LaunchConfig = field(default_factory=LaunchConfig, metadata={"description": "How ranks are started."})
     style: StyleConfig = field(default_factory=StyleConfig, metadata={"description": "How success is shown."})
 

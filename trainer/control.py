@@ -18,18 +18,21 @@ from rich.console import Console
 
 from trainer.cluster.inventory import DEFAULT_INVENTORY, load_inventory
 from trainer.cluster.launch import NOT_YET, Inputs, JobError, execute, plan_run, prepare, read_plan
-from trainer.cluster.nodes import muster
+from trainer.cluster.nodes import over_management
 from trainer.cluster.plan import Launch, RunPlan
 from trainer.cluster.provision import Playbook, run_playbook
+from trainer.cluster.rollcall import call_roll
 from trainer.cluster.several import execute_on, find_artifacts, guess_launch, plan_on, send_all
 from trainer.cluster.supervise import Line, Outcome
-from trainer.data.formats import read_splits
+from trainer.data.checked import check_data
 from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, FlotillaError, InputError
 from trainer.events import Event
-from trainer.paths import PROJECT_ROOT, find_beside, runs_dir
+from trainer.measure.forecast import foretell
+from trainer.paths import PROJECT_ROOT, cache_dir, find_beside, runs_dir
 from trainer.recipe import DEFAULT_RECIPE, load_config
 from trainer.report.console import RunConsole, plain_text, render_answers, render_summary
-from trainer.report.record import Record
+from trainer.report.page import try_page
+from trainer.report.record import Record, describe_hosts
 
 T = TypeVar("T")
 WIDTH = 110  # of tables where there is no terminal to ask
@@ -79,7 +82,7 @@ def read_inputs(request: Request) -> Inputs:
     name = attempt(lambda: _check_name(request.name) if request.name else _name_after(request.recipe))
     data = attempt(lambda: find_beside(config.data.path, PROJECT_ROOT)) if config else None
     if data:
-        attempt(lambda: read_splits(data))
+        attempt(lambda: check_data(data, cache_dir(), remembers=False))
     if cluster is None or config is None or name is None or data is None or problems:
         raise InputError(problems)
     return Inputs(cluster=cluster, config=config, data=data, name=name)
@@ -93,7 +96,7 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
         print(_guess_launch(inputs, runs).describe(), end="")
         return EXIT_OK
     with RunConsole() as console:
-        fleet = None if inputs.cluster.is_local else muster(inputs.cluster, request.allow_slow_link, console.say)
+        fleet = None if inputs.cluster.is_local else call_roll(inputs.cluster, request.allow_slow_link, console.say)
         model, fingerprints = prepare(inputs, console)
         if fleet:
             send_all(fleet, find_artifacts(inputs, model, fingerprints), console.show_progress)
@@ -101,17 +104,93 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
         else:
             launch = plan_run(inputs, model, fingerprints, runs)
         console.say(f"run {launch.kept.run_dir}")
-        record = Record(launch.kept.run_dir)
+        forecast = foretell(fleet.cluster if fleet else inputs.cluster, inputs.config, fingerprints)
+        if forecast:
+            console.say(forecast.describe())
+        record = Record(launch.kept.run_dir, forecast)
         watcher = Both(record, console)  # kept first: a closed terminal must not lose it
+        watcher.on_event(describe_hosts(fleet.cluster if fleet else inputs.cluster))
         outcome = execute_on(fleet, launch, watcher) if fleet else execute(launch, watcher)
     summary = record.finish(outcome)
     if "loss_best" in summary:
-        out = Console() if sys.stdout.isatty() else Console(width=WIDTH)
+        out = _stdout()
         out.print(render_summary(summary, inputs.config.style.name))
         if summary["answers"]:
             out.print(render_answers(summary["answers"]))
+    try_page(launch.kept.run_dir, _complain)
     _say_farewell(launch, outcome)
     return outcome.exit_code
+
+
+def report(run: str, is_baseline: bool) -> int:
+    """Make the page of a run or of a baseline and print where it is; returns the exit code."""
+    from trainer.report.page import find_reported, write_page
+
+    print(write_page(find_reported(run, is_baseline)))
+    return EXIT_OK
+
+
+def baseline(request: Request, *, is_quick: bool, compared: tuple[str, str] = ("", "")) -> int:
+    """Measure what the hosts can do, show and store it; returns the exit code.
+
+    With the names of stored baselines in ``compared``, the second one by default the latest, show what differs between them
+    instead.
+    """
+    from trainer.measure.baseline import Subject, take_baseline
+    from trainer.measure.compare import compare
+    from trainer.measure.store import load_baseline, save_baseline
+    from trainer.report.baseline import render_baseline, render_changes
+
+    if compared[0]:
+        _stdout().print(render_changes(compare(*map(load_baseline, compared))))
+        return EXIT_OK
+    inputs = read_inputs(request)
+    with RunConsole() as console:
+        fleet = None if inputs.cluster.is_local else call_roll(inputs.cluster, True, console.say)
+        model, fingerprints = prepare(inputs, console)
+        if fleet:
+            send_all(fleet, find_artifacts(inputs, model, fingerprints), console.show_progress)
+        subject = Subject(
+            inputs=inputs, model=model, fingerprints=fingerprints, fleet=fleet, recipe=request.recipe, is_quick=is_quick
+        )
+        measured = take_baseline(subject, console)
+    folder = save_baseline(measured)
+    _stdout().print(render_baseline(measured))
+    print(f"baseline {folder}", file=sys.stderr)
+    try_page(folder, _complain)
+    return EXIT_OK
+
+
+def rehearse(inventory: str, baseline: str, counts: str, *, steps: int, backend: str, slow_link: bool) -> int:
+    """Rehearse a run on some of an inventory's hosts, next to its prediction; returns the exit code."""
+    from trainer.cluster.several import send_code
+    from trainer.measure.rehearsal import rehearse as play_through
+    from trainer.measure.store import load_baseline
+    from trainer.report.baseline import render_rehearsals
+
+    measured = load_baseline(baseline)
+    cluster = load_inventory(find_beside(inventory, PROJECT_ROOT))
+    sizes = _read_counts(counts, len(cluster.hosts))
+    with RunConsole() as console:
+        fleet = None if cluster.is_local else call_roll(cluster, slow_link, console.say)
+        if fleet:
+            fleet = over_management(fleet) if slow_link else fleet
+            send_code(fleet, console.show_progress)
+        chosen = fleet.cluster if fleet else cluster
+        found = [play_through(measured, chosen, fleet, count, steps, backend, console) for count in sizes]
+    _stdout().print(render_rehearsals(found))
+    return EXIT_OK
+
+
+def _read_counts(text: str, most: int) -> list[int]:
+    """Return the numbers of hosts in "2,4,8"; all hosts for nothing."""
+    try:
+        counts = [int(word) for word in text.split(",")] if text else [most]
+    except ValueError as error:
+        raise InputError(f"--hosts {text}: give numbers of hosts, such as 2,4") from error
+    if wrong := [count for count in counts if not 1 <= count <= most]:
+        raise InputError(f"--hosts {text}: the inventory has {most} hosts, not {max(wrong)}")
+    return counts
 
 
 def _guess_launch(inputs: Inputs, runs: Path) -> Launch:
@@ -205,6 +284,11 @@ def _check_name(name: str) -> str:
 def _name_after(recipe: str) -> str:
     """Return a run's name made of its recipe's, with what a folder should not have in its name left out."""
     return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(recipe).stem).strip("-")[:64] or "run"
+
+
+def _stdout() -> Console:
+    """Return where results go."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
 
 
 class Both:

@@ -8,16 +8,21 @@ may be NaN or infinite, which JSON proper does not know. The kinds, with their f
 notice      text: something slow is about to happen, such as converting a model
 progress    phase, done, total: how far a long phase without steps has come, on rank 0
 prepared    model (its folder), fingerprints: what the control machine fetched and checked before the launch
+fetched     model (its folder): all that `python -m trainer fetch` tells
+launched    hosts (name to ranks, in rank order): the control machine's own, as it starts a run
 started     world_size, threads, software (versions): all ranks have connected and agree
-planned     steps, epochs, rows, tokens, trainable, parameters, selective_head: sent once before the first step
+planned     steps, epochs, rows, tokens, trainable, parameters, selective_head, packed, trunk: once, before the first step
 step        step, loss, learning_rate, grad_norm, tokens, supervised, step_s, comm_s, wait_s, rank_tokens_per_s
 validated   step, loss, best: the mean over all supervised tokens of the validation split
 answered    when ("before" or "after"), demo and test (prompts with replies), share_in_style
 traffic     when ("start" or "end" of the steps), host, network, fast (interfaces), counters: one rank on each host
 reduced     world_size, correct, seconds: the result of `python -m trainer allreduce`
+measured    what ("host", "job", "link", "all_reduce") and its figures: see trainer.measure.baseline
+rehearsed   world_size, step_s, comm_s (lists, one number a step)
 saved       what, path: an adapter is on disk
 done        the summary: steps, losses, throughput, peak memory
 error       message, exit_code: this rank ends
+ended       exit_code, message: the control machine's own, as a run's summary is written
 =========== ==========================================================================================
 """
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from trainer.paths import cache_dir
 
 BLAS_WHEEL = "cmeel-openblas"
+_SPIN = "4"  # OpenBLAS waits 2 ** this many cycles before an idle thread sleeps; its default is 26
 SYSTEM_GFORTRAN = "libgfortran.so.5"
 
 
@@ -100,4 +101,6 @@ def set_threads(requested: int) -> int:
     threads = choose_threads(requested, ranks_on_host, num_cores)
     for variable in ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
         os.environ[variable] = str(threads)
+    # NumPy and MLX each have an OpenBLAS of their own, whose idle threads spin for a while and take the cores from the other's
+    os.environ.setdefault("OPENBLAS_THREAD_TIMEOUT", _SPIN)
     return threads

@@ -29,6 +29,22 @@ def runs_dir() -> Path:
     return Path(chosen).expanduser().resolve() if chosen else PROJECT_ROOT / "runs"
 
 
+def baselines_dir() -> Path:
+    """Return the folder of all baselines: ``FLOTILLA_BASELINES``, or ``baselines/`` in the project. Not created here."""
+    chosen = os.environ.get("FLOTILLA_BASELINES")
+    return Path(chosen).expanduser().resolve() if chosen else PROJECT_ROOT / "baselines"
+
+
+def point_latest(folder: Path) -> None:
+    """Let ``latest`` beside ``folder`` point at it, atomically; a file of the user's under that name is left alone."""
+    latest = folder.parent / "latest"
+    if latest.exists() and not latest.is_symlink():
+        return
+    scratch = folder.parent / f".latest-{folder.name}"
+    scratch.symlink_to(folder.name)
+    os.replace(scratch, latest)
+
+
 def find_beside(path: str | Path, *roots: Path) -> Path:
     """Return the absolute form of ``path``: as it is from the current folder if that exists, else from the first of
     ``roots`` where it exists, else from the current folder. Raises `InputError` for what cannot be a path.

@@ -13,10 +13,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from tests.lab.laboratory import LabError, Laboratory
+from trainer.cluster.doctor.view import shorten
 from trainer.paths import PROJECT_ROOT, cache_dir
 
 Act = Callable[[Laboratory], object]
 REMEDY_TIMEOUT_S = 240
+PLAYBOOK = "./inv provision "
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +35,35 @@ class Case:
     hand: Act | None = None
     stub: str = ""
     severity: str = "problem"
+
+
+@dataclass(kw_only=True)
+class Row:
+    """A line of the table that is shown when the tests have ended."""
+
+    case: Case
+    finding: dict[str, Any]
+    is_green: bool = False
+
+    def cells(self) -> tuple[str, ...]:
+        """Return number, host, check, what was found, what was done, and the doctor's word after it."""
+        done = "by hand" if self.case.hand else f"run ({self.case.stub} is a stub)" if self.case.stub else "run"
+        told = (self.finding["by_hand"] if self.case.hand else "") or self.finding["remedy"]
+        after = "green" if self.is_green else "RED"
+        number = str(self.finding["number"] or "-")
+        return number, self.case.host, self.case.check, self.finding["detail"], f"{done}: {told}", after
+
+
+TABLE: list[Row] = []  # of the test under way: tests/conftest.py takes them along
+
+
+def render_table(table: Sequence[Sequence[str]]) -> list[str]:
+    """Return the lines of the table of all failures that were made, with the remedy as it was printed."""
+    head = ("#", "host", "check", "found", "remedy", "doctor")
+    rows = [(*cells[:3], shorten(cells[3], width=48), *cells[4:]) for cells in table]
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(4)]
+    lines = [[cell.ljust(width) for cell, width in zip(row[:4], widths, strict=True)] for row in (head, *rows)]
+    return ["  ".join([*line, row[5].ljust(6), row[4]]) for line, row in zip(lines, (head, *rows), strict=True)]
 
 
 def examine(lab: Laboratory) -> dict[str, Any]:
@@ -63,14 +94,18 @@ def treat(lab: Laboratory, cases: Sequence[Case], usual: frozenset[tuple[str, st
     known = [each for each in told["findings"] if each["severity"] != "unknown" and each["check"] not in also]
     strangers = [each for each in known if (each["check"], each["host"]) not in expected]
     assert not strangers, json.dumps(strangers, indent=1)
+    shown = [Row(case=case, finding=finding) for case, finding in rows]
+    TABLE.extend(shown)
     for case, finding in rows:
         print(f"{case.host:6} {case.check:18} found: {finding['title']} ({finding['detail']})")
-        _mend(lab, case, finding)
+    _mend(lab, rows)
     after = examine(lab)
     known = [each for each in after["findings"] if each["severity"] != "unknown"]
     left = [each for each in known if (each["check"], each["host"]) not in usual]
     assert not left, json.dumps(left, indent=1)
     print(f"doctor: {after['problems']} problems left")
+    for row in shown:
+        row.is_green = True
 
 
 def _make(lab: Laboratory, case: Case) -> bool:
@@ -92,14 +127,19 @@ def _get(told: dict[str, Any], case: Case) -> dict[str, Any]:
     return finding
 
 
-def _mend(lab: Laboratory, case: Case, finding: dict[str, Any]) -> None:
-    if case.hand:
-        print(f"       by hand: {finding['by_hand'] or finding['remedy']}")
-        case.hand(lab)
-        return
-    print(f"       run{f' ({case.stub} is a stub)' if case.stub else ''}: {finding['remedy']}")
-    code, said = type_in(lab, finding["remedy"])
-    assert code == 0, said[-4000:]
+def _mend(lab: Laboratory, rows: Sequence[tuple[Case, dict[str, Any]]]) -> None:
+    """Do what is done by hand, then run the remedies; one that several end with, such as a playbook, once and last."""
+    for case, finding in rows:
+        if case.hand:
+            print(f"by hand: {finding['by_hand'] or finding['remedy']}")
+            case.hand(lab)
+    split = [finding["remedy"].rpartition(PLAYBOOK) for case, finding in rows if not case.hand]
+    own = [first.removesuffix(" && ") if mark else last for first, mark, last in split]
+    common = [mark + last for _, mark, last in split if mark]
+    for command in dict.fromkeys([*filter(None, own), *common]):
+        print(f"run: {command}")
+        code, said = type_in(lab, command)
+        assert code == 0, said[-4000:]
 
 
 def type_in(lab: Laboratory, command: str) -> tuple[int, str]:

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.lab.laboratory import Laboratory
+from tests.lab.laboratory import LabHost, Laboratory
+from tests.lab.shipyard import Shipyard
 from trainer.paths import PROJECT_ROOT, cache_dir
 
 PLAYBOOKS = PROJECT_ROOT / "ansible"
@@ -42,3 +43,18 @@ def provisioned_lab(request: pytest.FixtureRequest) -> Iterator[Laboratory]:
     with Laboratory.up(num_hosts=3, name=f"t{os.getpid()}") as lab:
         play(lab, "site.yml", "--skip-tags", "artifacts")
         yield lab
+
+
+@pytest.fixture(scope="module")
+def yard(provisioned_lab: Laboratory, tmp_path_factory: pytest.TempPathFactory) -> Shipyard:
+    """Return what starts runs of a tiny model on the provisioned hosts."""
+    return Shipyard(provisioned_lab, tmp_path_factory.mktemp("yard"))
+
+
+@pytest.fixture
+def cut_off(yard: Shipyard) -> Iterator[LabHost]:
+    """Yield a host whose fast cable is pulled; it is put back afterwards."""
+    host = yard.lab.hosts[1]
+    yard.lab.cut(host, "fast")
+    yield host
+    yard.lab.mend(host, "fast")

@@ -96,7 +96,9 @@ class LabHost:
         return subprocess.run(entered, input=stdin, check=check, capture_output=True, text=True, timeout=timeout)
 
     def enter(self, argv: Sequence[str], user: str | None = None, env: Mapping[str, str] | None = None) -> list[str]:
-        """Return the command line that runs ``argv`` inside this host."""
+        """Return the command line that runs ``argv`` inside this host. Raises LabError when it is down or stopped."""
+        if self.groups.is_frozen():
+            raise LabError(f"{self.name} is stopped: nothing runs on it")
         spaces = ["nsenter", "-t", str(self.pid), "-m", "-u", "-i", "-p", "-n", "--"]
         who = ["--reuid", user or "root", "--regid", user or "root", "--init-groups", "--reset-env"]
         where = ["env", *(f"{key}={value}" for key, value in (env or {}).items()), "sh", "-c", 'cd && exec "$@"', "sh"]
@@ -104,7 +106,7 @@ class LabHost:
 
     def stop(self) -> None:
         """Stop every process of the host, as a computer that hangs: its links stay up, nothing answers."""
-        if not self.groups.freeze(stopped=True):
+        if self.pid and not self.groups.freeze(stopped=True):
             self._signal_all(signal.SIGSTOP)
 
     def cont(self) -> None:

@@ -5,30 +5,28 @@ Each host has its own file system, processes, users, sshd and network. It shares
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
 import secrets
-import shutil
 import subprocess
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from tests.lab import system
+from tests.lab import places, system
 from tests.lab.cgroups import Groups
+from tests.lab.demolition import take_down
 from tests.lab.host import LabHost
 from tests.lab.inventory import write_inventory
 from tests.lab.network import Link, Switch, free_number, start_switch
+from tests.lab.places import STATE
 from tests.lab.root import Disk, Identity, furnish
 from tests.lab.system import LabError
 
-__all__ = ["LabError", "LabHost", "Laboratory"]
+__all__ = ["LabError", "LabHost", "Laboratory", "describe", "take_down"]
 
-STATE = Path("/var/tmp/flotilla-lab")
 NAMES = ("alpha", "beta", "gamma", "delta", "epsilon", "zeta", "eta", "theta")
 USERS = ("ann", "bert", "cleo", "dirk", "emma", "fred", "gina", "hugo")
 DISK_GIB = 32
@@ -96,7 +94,7 @@ class Laboratory:
     @staticmethod
     def names() -> list[str]:
         """Return the names of all laboratories, those included of which a crash left something."""
-        return sorted(entry.name for entry in STATE.iterdir()) if STATE.is_dir() else []
+        return places.names()
 
     @property
     def folder(self) -> Path:
@@ -174,7 +172,7 @@ class Laboratory:
             capture_output=capture,
             cwd=cwd,
             text=True,
-            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),  # type: ignore[call-overload]
+            **({"stdin": subprocess.DEVNULL} if stdin is None else {"input": stdin}),
         )
 
     @property
@@ -186,7 +184,8 @@ class Laboratory:
     def control_argv(self, argv: Sequence[str]) -> list[str]:
         """Return the command line that runs ``argv`` with the laboratory's ``~/.ssh``."""
         script = 'mount --bind "$1" "$2" && shift 2 && exec "$@"'
-        return ["unshare", "--mount", "sh", "-c", script, "sh", str(self.folder / "control-ssh"), str(_ssh_folder()), *argv]
+        folders = [str(self.folder / "control-ssh"), str(places.ssh_folder())]
+        return ["unshare", "--mount", "sh", "-c", script, "sh", *folders, *argv]
 
     def down(self) -> None:
         """Take the laboratory down; nothing of it is left. See `take_down`."""
@@ -209,7 +208,7 @@ class Laboratory:
             raise LabError(f"{name!r} is no name for a laboratory (up to 24 lower-case letters, digits and hyphens)")
         if not 1 <= num_hosts <= len(NAMES):
             raise LabError(f"a laboratory has 1 to {len(NAMES)} hosts, not {num_hosts}")
-        with _lock():
+        with places.lock():
             if name in cls.names():
                 raise LabError(f"there is a laboratory named {name}; ./inv lab.down --name {name} ends it")
             taken = {cls.attach(other).number for other in cls.names() if (STATE / other / "state.json").exists()}
@@ -220,12 +219,13 @@ class Laboratory:
     def _write_state(self) -> None:
         self.folder.mkdir(parents=True)
         self.folder.chmod(0o700)
-        (self.folder / "state.json").write_text(json.dumps(self.__dict__))
+        (self.folder / "state.new").write_text(json.dumps(asdict(self)))
+        (self.folder / "state.new").rename(self.folder / "state.json")
         self.password_file.touch(mode=0o600)
         self.password_file.write_text(secrets.token_urlsafe(12) + "\n")
         for name in ("control-ssh", "cp"):
             (self.folder / name).mkdir(mode=0o700)
-        _ssh_folder().mkdir(mode=0o700, exist_ok=True)  # to bind over; removed with the last laboratory if empty
+        places.make_ssh_folder()
         write_inventory(self.inventory, self.number, self.hosts)
 
     def _host(self, index: int) -> LabHost:
@@ -252,68 +252,6 @@ class Laboratory:
             host.disk.unmount()  # an overlay must not be mounted while its layers are changed
             mac(host.upper, host)
             host.disk.mount()
-
-
-def take_down(name: str) -> None:
-    """End a laboratory, whole or what a crash left of it: processes, cables, mounts, groups, folders.
-
-    Only processes are killed that have the laboratory's mark and namespaces of their own, or are in those
-    namespaces. Raises LabError where there is no laboratory of this name.
-    """
-    folder = STATE / name
-    if name not in Laboratory.names():
-        Laboratory.attach(name)  # says which there are
-    groups = _all_groups(name)
-    for group in groups:
-        if group.is_frozen():
-            group.freeze(stopped=False)
-    _end_processes(name)
-    system.unmount_under(folder)
-    for group in groups:
-        group.remove()
-    _remove_folders(folder)
-
-
-def _end_processes(name: str) -> None:
-    pids = system.marked(f"flotilla-lab:{name}:")
-    spaces = {inode for pid in pids if (inode := system.namespace(pid, "net"))}
-    controls = system.with_mount_of(STATE / name / "control-ssh")
-    system.end(sorted({*pids, *system.within("net", spaces), *controls} - {os.getpid()}))
-
-
-def _all_groups(name: str) -> list[Groups]:
-    """Return the groups of every host that has any, then the laboratory's own."""
-    whole = Groups.of(f"flotilla-lab-{name}")
-    names = {entry.name for folder in whole.folders for entry in folder.iterdir() if entry.is_dir()}
-    return [*(Groups.of(f"flotilla-lab-{name}/{host}") for host in sorted(names)), whole]
-
-
-def _remove_folders(folder: Path) -> None:
-    with _lock():
-        shutil.rmtree(folder)
-        if not Laboratory.names():
-            STATE.rmdir()
-            ssh = _ssh_folder()
-            if ssh.is_dir() and not any(ssh.iterdir()):
-                ssh.rmdir()
-
-
-def _ssh_folder() -> Path:
-    """Return the folder that OpenSSH reads: in the home of the user database, whatever HOME says."""
-    import pwd
-
-    return Path(pwd.getpwuid(os.getuid()).pw_dir) / ".ssh"
-
-
-@contextmanager
-def _lock() -> Iterator[None]:
-    """Let one process at a time make or remove laboratories; the lock is on a folder that stays, so leaves no file."""
-    descriptor = os.open(STATE.parent, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 def describe(name: str) -> list[dict[str, Any]]:

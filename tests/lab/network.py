@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -42,10 +43,12 @@ class Switch:
 
     def connect(self, host: str, pid: int, fast: bool) -> None:
         """Lay a host's two cables; the fast one is plugged in only where asked for."""
-        for link, bridge in BRIDGES.items():
+        for index, (link, bridge) in enumerate(BRIDGES.items()):
             port = f"{bridge}-{host}"
+            digits = f"02{self.number:02x}{zlib.crc32(host.encode()):08x}"[:10] + f"{index:02x}"
+            ether = ":".join(digits[place : place + 2] for place in range(0, 12, 2))  # a host that starts again keeps it
             self._ip(
-                f"link add {port} type veth peer name {INTERFACES[link]} netns {pid}",
+                f"link add {port} type veth peer name {INTERFACES[link]} address {ether} netns {pid}",
                 f"link set {port} master {bridge} {'up' if link == 'slow' or fast else 'down'}",
             )
         self._enter(f"tc qdisc add dev wifi-{host} {SHAPE}".split())

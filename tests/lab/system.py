@@ -60,6 +60,8 @@ def run(argv: Sequence[str], *, stdin: str | None = None) -> str:
 
 def namespace(pid: int | str, kind: str) -> int | None:
     """Return the inode of a process's namespace, or None where there is no such living process."""
+    if pid != "self" and not is_alive(int(pid)):
+        return None
     try:
         return Path(f"/proc/{pid}/ns/{kind}").stat().st_ino
     except OSError:
@@ -84,10 +86,13 @@ def within(kind: str, inodes: set[int]) -> list[int]:
 
 
 def with_mount_of(source: Path) -> list[int]:
-    """Return the processes in a mount namespace of their own that has this folder bound somewhere."""
-    ours = namespace("self", "mnt")
+    """Return the processes in a mount namespace of their own with a folder bound whose path ends in ``source``.
+
+    The end only: the kernel tells the path within the folder's file system, which may be mounted anywhere.
+    """
+    ours, suffix = namespace("self", "mnt"), f"/{source}"
     others = [pid for pid in processes() if namespace(pid, "mnt") not in (None, ours)]
-    return [pid for pid in others if any(line.split()[3:4] == [str(source)] for line in _lines(pid, "mountinfo"))]
+    return [pid for pid in others if any(line.split()[3].endswith(suffix) for line in _lines(pid, "mountinfo"))]
 
 
 def end(pids: list[int], patience_s: float = 5.0) -> None:

@@ -42,8 +42,8 @@ def break_something() -> None:
         real_reduce = loop.TrainStep.__call__
 
         def diverge(step: Any, *args: Any) -> Any:
-            step.model.load_weights(
-                [(n, v * float("nan")) for n, v in loop.tree_flatten(step.model.trainable_parameters())], strict=False
+            step.network.model.load_weights(
+                [(n, v * float("nan")) for n, v in loop.tree_flatten(step.network.model.trainable_parameters())], strict=False
             )
             return real_reduce(step, *args)
 

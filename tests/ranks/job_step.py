@@ -21,6 +21,7 @@ from trainer.data.assign import assign_rows, split_micro_batches
 from trainer.data.batch import make_batch
 from trainer.data.tokens import TokenRow
 from trainer.engine.step import TrainStep, local_gradients, reduce_gradients, trainable_parameters
+from trainer.model.network import Network
 
 VOCABULARY, HIDDEN, RANK, SCALE = 23, 12, 3, 5.0
 LENGTHS = (9, 2, 31, 14, 3, 22, 5)  # row 1 and row 4 get no supervised token
@@ -80,8 +81,9 @@ def main(folder: str, assignment: str) -> None:
     }[assignment]
     batches = [make_batch([rows[p] for p in group]) for group in split_micro_batches(own, lengths, 2)]
     model = Bigram(make_weights())
-    step = TrainStep(model, optim.AdamW(**ADAMW), comm, clip_norm=0.5)
-    loss, gradients = local_gradients(model, step.head, batches)
+    network = Network(model)
+    step = TrainStep(network, optim.AdamW(**ADAMW), comm, clip_norm=0.5)
+    loss, gradients = local_gradients(network, batches)
     reduced = reduce_gradients(comm, loss, gradients, sum(batch.num_supervised for batch in batches))
     results = [step(batches), step(batches)]
     if comm.rank == 0:

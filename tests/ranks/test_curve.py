@@ -99,11 +99,12 @@ def loaded_loss(model_path: Path, adapter: Path, data: Path) -> float:
     from mlx_lm.utils import load
 
     from trainer.comm.group import Comm
+    from trainer.data.batch import make_batch
     from trainer.data.formats import read_samples
     from trainer.data.tokens import tokenize_samples
     from trainer.engine.evaluate import evaluate
-    from trainer.model.loss import HeadOnSelected
+    from trainer.model.network import Network
 
     model, tokenizer = load(str(model_path), adapter_path=str(adapter))[:2]
     rows = tokenize_samples(read_samples(data / "valid.jsonl"), tokenizer._tokenizer, 512)
-    return evaluate(model, HeadOnSelected(model), rows, Comm(), 2)
+    return evaluate(Network(model, use_kernels=False), [make_batch([row]) for row in rows], Comm())

@@ -43,7 +43,8 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.
 def test_train_leaves_a_complete_run(trained: tuple[Path, subprocess.CompletedProcess[str]]) -> None:
     """The run's folder holds all that the documents promise, and the summary's figures are those of the events."""
     run_dir, _ = trained
-    for name in ("plan.json", "hostfile", "config.toml", "metrics.jsonl", "summary.json", "logs"):
+    report = ("report.html", "plots/loss.png")
+    for name in ("plan.json", "hostfile", "config.toml", "metrics.jsonl", "summary.json", "logs", *report):
         assert (run_dir / name).exists(), name
     events = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text("utf-8").splitlines()]
     losses = [event["loss"] for event in events if event["event"] == "validated"]
@@ -66,6 +67,17 @@ def test_train_tells_the_story_on_stderr_and_the_result_on_stdout(
     assert "validation loss" in shown.stdout
     assert "peak memory" in shown.stdout
     assert "\x1b" not in shown.stdout + shown.stderr
+
+
+def test_report_makes_the_page_again(trained: tuple[Path, subprocess.CompletedProcess[str]], tmp_path: Path) -> None:
+    """`./inv report` prints the path of the page on stdout, and nothing else; `train` has said it on stderr."""
+    run_dir, shown = trained
+    page = run_dir / "report.html"
+    assert f"\nreport {page}\n" in shown.stderr
+    page.unlink()
+    again = invoke("report", "--run", str(run_dir), cwd=tmp_path)
+    assert (again.returncode, again.stdout, again.stderr) == (0, f"{page}\n", "")
+    assert "<!doctype html>" in page.read_text("utf-8")
 
 
 def test_chat_and_mlx_lm_give_the_same_greedy_text(

@@ -216,7 +216,10 @@ MODEL = "model.source={model}"
 NEEDS_A_MODEL = [
     Case(
         "a sample above the limit",
-        f"{DATA}:1: is 28 tokens long, above data.max_tokens = 27\n{DATA}:3: is 28 tokens long, above data.max_tokens = 27",
+        "\n".join(
+            f"{{cwd}}/data/{where}: is 28 tokens long, above data.max_tokens = 27"
+            for where in ("train.jsonl:1", "train.jsonl:3", "valid.jsonl:1", "test.jsonl:1")
+        ),
         {"data/train.jsonl": GOOD + turns(("user", "a"), ("assistant", "b")) + "\n" + GOOD},
         (MODEL, "data.max_tokens=27"),
     ),

@@ -204,6 +204,23 @@ def test_arguments_verbatim(used: Checkout) -> None:
     assert used.tell()[0]["arguments"] == ["--search-root", str(used.root)]
 
 
+@pytest.mark.parametrize(
+    ("given", "passed"),
+    [
+        (["report", "my run"], ["report", "--run", "my run"]),
+        (["report", "baseline", "-x"], ["report", "--run", "baseline", "-x"]),
+        (["report"], ["report"]),
+        (["report", "--run", "x"], ["report", "--run", "x"]),
+        (["baseline", "--compare", "a b", "*", "-q"], ["baseline", "--compare", "a b", "--other", "*", "-q"]),
+        (["baseline", "--compare", "a"], ["baseline", "--compare", "a"]),
+        (["baseline", "--compare", "a", "--other", "b"], ["baseline", "--compare", "a", "--other", "b"]),
+    ],
+)
+def test_words_that_may_be_left_out(used: Checkout, given: list[str], passed: list[str]) -> None:
+    """Invoke knows none, so that `report baseline` would be two tasks to it: their options are written out."""
+    assert used.tell(*given)[0]["arguments"] == ["--search-root", str(used.root), *passed]
+
+
 @pytest.mark.parametrize("way", ["absolute", "relative", "link", "link to a link"])
 def test_called_from_elsewhere(used: Checkout, tmp_path: Path, way: str) -> None:
     """Called by any name from another folder it finds its checkout, stays in that folder and imports nothing of it."""

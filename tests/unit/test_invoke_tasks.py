@@ -87,7 +87,7 @@ def test_help(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert [option for option in options if f"--{option}" not in shown] == []
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith("lab.")])
+@pytest.mark.parametrize("name", [name for name in NAMES if not name.startswith(("lab.", "data."))])
 def test_no_logic(name: str) -> None:
     """A task hands over to one function of trainer.control, or runs shell commands: no loop, no exception caught."""
     [function] = [
@@ -107,6 +107,21 @@ def test_no_logic(name: str) -> None:
     shells = [node for node in nodes if isinstance(node, ast.Call) and ast.unparse(node.func) == "context.run"]
     assert len(imported) + len(shells) == 1
     assert len(function.body) <= 5
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("data.")])
+def test_no_logic_of_data(name: str) -> None:
+    """A task of the workshop hands over to one function of trainer.workshop.commands: no loop, no exception caught."""
+    [function] = [
+        node for node in ast.parse((ROOT / "trainer/data_tasks.py").read_text("utf-8")).body
+        if isinstance(node, ast.FunctionDef) and f"data.{node.name}" == name
+    ]  # fmt: skip
+    nodes = list(ast.walk(function))
+    forbidden = (ast.For, ast.While, ast.Try, ast.FunctionDef, ast.ClassDef, ast.Global)
+    assert [type(node) for node in nodes if isinstance(node, forbidden)] == [ast.FunctionDef]
+    called = [ast.unparse(node.func) for node in nodes if isinstance(node, ast.Call)]
+    assert len([each for each in called if each.startswith("commands.") and each[9].islower()]) == 1
+    assert len(function.body) <= 6
 
 
 def test_train_by_default(calls: Callable[..., list[Call]]) -> None:
@@ -156,6 +171,27 @@ def test_fuse_passes_its_options_on(calls: Callable[..., list[Call]]) -> None:
     fused = calls("fuse")
     assert [run("fuse"), run("fuse", "--run=runs/x", "--out=/models/mine")] == [0, 0]
     assert fused == [(("", ""), {}), (("runs/x", "/models/mine"), {})]
+
+
+def test_report_passes_its_options_on(calls: Callable[..., list[Call]]) -> None:
+    """Both options of report arrive; without any it is the latest run."""
+    reported = calls("report")
+    assert [run("report"), run("report", "--run", "one"), run("report", "--baseline", "-r", "b")] == [0, 0, 0]
+    assert reported == [(("", False), {}), (("one", False), {}), (("b", True), {})]
+
+
+def test_report_of_what_looks_like_a_task(calls: Callable[..., list[Call]]) -> None:
+    """`invoke report baseline`, which Invoke takes for two tasks, measures nothing."""
+    reported, measured = calls("report"), calls("baseline")
+    assert run("report", "baseline") == 0
+    assert (len(reported), measured) == (1, [])
+
+
+def test_baseline_passes_its_options_on(calls: Callable[..., list[Call]]) -> None:
+    """Two stored baselines to compare arrive in their order."""
+    measured = calls("baseline")
+    assert run("baseline", "--quick", "--compare", "a", "--other", "b", "-n", "mine") == 0
+    assert measured == [((Request(name="mine"),), {"is_quick": True, "compared": ("a", "b")})]
 
 
 @pytest.mark.parametrize("name", ["provision", "verify", "teardown"])
@@ -240,11 +276,12 @@ def run_shell_task(name: str, results: dict[str, Result], **options: str) -> tup
 
 @pytest.mark.parametrize("code", [0, 1, 5])
 def test_test(code: int) -> None:
-    """``invoke test`` is pytest of this Python, in the project's folder, with the options given, and pytest's exit code."""
-    command = f"cd {ROOT} && {sys.executable} -m pytest -k 'a or b' -x"
+    """``invoke test`` is pytest of this Python, two files at a time, with the options given, and pytest's exit code."""
+    pytest_line = f"{sys.executable} -m pytest -n 2 --dist loadfile --no-loadscope-reorder -k 'a or b' -x"
+    command = f"cd {ROOT} && {pytest_line}"
     results = {command: Result(exited=code), command.removeprefix(f"cd {ROOT} && "): Result(exited=code)}
     ended, ran = run_shell_task("test", results, args="-k 'a or b' -x")
-    assert (ended, ran) == (code, [f"{sys.executable} -m pytest -k 'a or b' -x"])
+    assert (ended, ran) == (code, [pytest_line])
 
 
 @pytest.mark.parametrize("failing", [[], ["mypy"], ["ruff check .", "yamllint --strict ."]])
@@ -259,9 +296,15 @@ def test_lint(failing: list[str]) -> None:
 
 
 def test_light() -> None:
-    """``import tasks`` is quick: neither MLX nor transformers nor rich nor the trainer itself is imported to list the tasks."""
-    code = "import sys, tasks; print(sorted({name.split('.')[0] for name in sys.modules}))"
+    """``import tasks`` is quick: neither MLX nor transformers nor rich is imported to list the tasks, and of the trainer
+    nothing but the tasks of the workshop.
+    """
+    code = (
+        "import sys, tasks; print(sorted({name if name.startswith('trainer') else name.split('.')[0] for name in sys.modules}))"
+    )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stderr == ""
-    heavy = {"mlx", "mlx_lm", "transformers", "tokenizers", "rich", "numpy", "mpi4py", "huggingface_hub", "trainer"}
-    assert heavy & set(ast.literal_eval(done.stdout)) == set()
+    heavy = {"mlx", "mlx_lm", "transformers", "tokenizers", "rich", "numpy", "mpi4py", "huggingface_hub"}
+    imported = set(ast.literal_eval(done.stdout))
+    assert heavy & imported == set()
+    assert {name for name in imported if name.startswith("trainer")} == {"trainer", "trainer.data_tasks"}

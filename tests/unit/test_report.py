@@ -408,7 +408,9 @@ def test_files_of_a_run(tmp_path: Path) -> None:
     record.on_event(DONE)
     summary = record.finish(Outcome(0))
     files = {str(path.relative_to(tmp_path)): path.read_text("utf-8") for path in tmp_path.rglob("*") if path.is_file()}
-    assert [read_strictly(line) for line in files.pop("metrics.jsonl").splitlines()] == [STARTED, answered("before"), DONE]
+    *told, ended = [read_strictly(line) for line in files.pop("metrics.jsonl").splitlines()]
+    assert told == [STARTED, answered("before"), DONE]
+    assert (ended["event"], ended["exit_code"], ended["message"]) == ("ended", 0, "")
     assert read_strictly(files.pop("summary.json")) == summary
     assert files == {
         "logs/mpirun.log": "a warning\n",
@@ -435,7 +437,8 @@ def test_a_run_goes_on_in_its_folder(tmp_path: Path) -> None:
         record.on_event(step(number))
         record.on_line(Line(0, str(number)))
         record.finish(Outcome(0))
-    assert [json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()] == [1, 2]
+    told = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [event.get("step", event["event"]) for event in told] == [1, "ended", 2, "ended"]
     assert (tmp_path / "logs/rank-0.log").read_text() == "1\n2\n"
 
 
@@ -453,7 +456,7 @@ def test_summary_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(os, "replace", watch)
     Record(tmp_path).finish(Outcome(4, "diverged"))
     assert replaced == [(".summary.json", "summary.json", 4)]
-    assert [path.name for path in tmp_path.iterdir()] == ["summary.json"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["metrics.jsonl", "summary.json"]
 
 
 def finish(folder: Path, outcome: Outcome, *events: Event) -> dict[str, Any]:
@@ -539,7 +542,7 @@ def test_broken_characters(tmp_path: Path) -> None:
     summary = record.finish(Outcome(70, broken))
     assert summary["message"] == broken
     assert read_strictly((tmp_path / "summary.json").read_text("utf-8")) == summary
-    assert read_strictly((tmp_path / "metrics.jsonl").read_text("utf-8"))["demo"][0]["reply"] == broken
+    assert read_strictly((tmp_path / "metrics.jsonl").read_text("utf-8").splitlines()[0])["demo"][0]["reply"] == broken
     assert (tmp_path / "logs/rank-0.log").read_text("utf-8") == "caf\\udce9 \\ud83c\n"
 
 

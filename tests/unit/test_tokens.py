@@ -54,8 +54,24 @@ MISTRAL = (
     "{% else %} {{ m['content'] }}{{ eos_token }}{% endif %}{% endfor %}"
 )
 PHI3 = (
-    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' + m['content'] + '<|end|>\n' }}{% endfor %}"
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' }}{{ m['content'] }}<|end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+GEMMA = (
+    "{{ bos_token }}{% if messages[0]['role'] == 'system' %}{{ raise_exception('System role not supported') }}{% endif %}"
+    + ALTERNATE
+    + "{% for m in messages %}<start_of_turn>{{ 'model' if m['role'] == 'assistant' else m['role'] }}\n"
+    "{{ m['content'] | trim }}<end_of_turn>\n{% endfor %}{% if add_generation_prompt %}<start_of_turn>model\n{% endif %}"
+)
+ZEPHYR = (
+    "{% for m in messages %}{{ '<|' + m['role'] + '|>\n' }}{{ m['content'] }}{{ eos_token }}\n{% endfor %}"
+    "{% if add_generation_prompt %}<|assistant|>\n{% endif %}"
+)
+QWEN = (  # a default system message, and each turn's end before the next one's beginning
+    "{% if messages[0]['role'] == 'system' %}<|im_start|>system\n{{ messages[0]['content'] }}<|im_end|>\n{% else %}"
+    "<|im_start|>system\nYou are Qwen, a helpful assistant.<|im_end|>\n{% endif %}"
+    "{% for m in messages %}{% if m['role'] != 'system' %}{{ '<|im_start|>' + m['role'] + '\n' }}{{ m['content'] }}<|im_end|>\n"
+    "{% endif %}{% endfor %}{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 PLAIN = (  # its prompt for an answer ends with a space, which the first word's token takes in
     "{% for m in messages %}{{ m['role'] | capitalize }}: {{ m['content'] }}{{ eos_token }}{% endfor %}"
@@ -124,6 +140,7 @@ def sentencepiece(template: str, special: Sequence[str]) -> PreTrainedTokenizerF
 IM = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
 S = ["<s>", "</s>"]
 HEADERS = ["<|begin_of_text|>", "<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>"]
+TURNS = ["<bos>", "<start_of_turn>", "<end_of_turn>", "<eos>"]
 TAGS = ["<|system|>", "<|user|>", "<|assistant|>", "<|endoftext|>", "<|end|>"]
 
 Answer = Callable[[str], str]
@@ -136,8 +153,35 @@ KINDS: dict[str, tuple[PreTrainedTokenizerFast, Answer]] = {
     "llama 3, trimmed offsets": (byte_level(LLAMA3, HEADERS, trim=True), lambda text: f"{text.strip()}<|eot_id|>"),
     "mistral": (byte_level(MISTRAL, [S[0], "[INST]", "[/INST]", S[1]]), lambda text: f" {text}</s>"),
     "phi 3, greedy tokens": (byte_level(PHI3, TAGS, swallow=True), lambda text: f"{text}<|end|>"),
+    "gemma": (byte_level(GEMMA, TURNS), lambda text: f"{text.strip()}<end_of_turn>"),
+    "zephyr": (byte_level(ZEPHYR, S), lambda text: f"{text}</s>"),
+    "zephyr, sentencepiece": (sentencepiece(ZEPHYR, S), lambda text: f"{text}</s>"),
+    "qwen": (byte_level(QWEN, IM), lambda text: f"{text}<|im_end|>"),
     "plain words": (byte_level(PLAIN, S), lambda text: f"{text}</s>"),
 }
+
+
+# the same templates with what is the assistant's between {% generation %} and {% endgeneration %}: transformers' own mask
+ANSWERS = {
+    "chatml": (CHATML, IM, "{{ m['content'] }}<|im_end|>"),
+    "qwen": (QWEN, IM, "{{ m['content'] }}<|im_end|>"),
+    "llama 2": (LLAMA2, S, "{{ ' ' + m['content'] | trim + ' ' + eos_token }}"),
+    "llama 3": (LLAMA3, HEADERS, "{{ m['content'] | trim }}<|eot_id|>"),
+    "mistral": (MISTRAL, [S[0], "[INST]", "[/INST]", S[1]], " {{ m['content'] }}{{ eos_token }}"),
+    "gemma": (GEMMA, TURNS, "{{ m['content'] | trim }}<end_of_turn>"),
+    "phi 3": (PHI3, TAGS, "{{ m['content'] }}<|end|>"),
+    "zephyr": (ZEPHYR, S, "{{ m['content'] }}{{ eos_token }}"),
+}
+
+
+def mark_generation(template: str, answer: str) -> str:
+    """Return a template whose assistant turns, and no others, stand between the marks that transformers looks for."""
+    assert template.count(answer) == 1
+    either = (
+        f"{{% if m['role'] == 'assistant' %}}{{% generation %}}{answer}{{% endgeneration %}}{{% else %}}{answer}{{% endif %}}"
+    )
+    line = "{{ '\\n' }}"  # a line break behind a block would be the block's
+    return template.replace(f"{answer}\n", f"{either}{line}").replace(answer, either, 1 if f"{answer}\n" not in template else 0)
 
 
 def talk(*contents: str, system: str = "") -> Sample:
@@ -190,7 +234,7 @@ def test_every_answer_and_its_end_are_learned_and_nothing_else(conversation: str
     assert row.num_supervised == row.supervised.sum()
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "mistral"])
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in ("mistral", "gemma")])
 def test_a_system_message_is_not_learned(kind: str) -> None:
     """With a system message, its own or the template's, the answers alone are learned."""
     tokenizer, answer = KINDS[kind]
@@ -205,6 +249,21 @@ def test_the_tokens_are_those_of_the_whole_conversation(kind: str) -> None:
     sample = CONVERSATIONS["three turns"]
     whole = tokenizer.apply_chat_template(sample.as_dicts(), tokenize=True, return_dict=True)["input_ids"]
     assert tokenize_sample(sample, tokenizer).tokens.tolist() == whole
+
+
+@pytest.mark.parametrize(
+    "conversation", ["one turn", "three turns", "the same words from both", "unicode", "emoji", "one letter"]
+)
+@pytest.mark.parametrize("kind", ANSWERS)
+def test_the_mask_is_the_one_that_transformers_makes(kind: str, conversation: str) -> None:
+    """For eight well-known templates: tokens and mask are those that transformers finds where answers are marked for it."""
+    template, special, answer = ANSWERS[kind]
+    marked = byte_level(mark_generation(template, answer), special)
+    sample = CONVERSATIONS[conversation]
+    expected = marked.apply_chat_template(sample.as_dicts(), tokenize=True, return_dict=True, return_assistant_tokens_mask=True)
+    row = tokenize_sample(sample, byte_level(template, special))
+    assert row.tokens.tolist() == expected["input_ids"]
+    assert row.supervised.astype(int).tolist() == expected["assistant_masks"]
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -293,7 +352,10 @@ def test_what_only_looks_like_a_control_token_is_text(text: str) -> None:
 
 @pytest.mark.parametrize("kind", KINDS)
 @patient
-@given(question=text_of_any_kind.filter(str.strip), special=st.sampled_from([*IM, *S, *HEADERS, *TAGS, "[INST]", "[/INST]"]))
+@given(
+    question=text_of_any_kind.filter(str.strip),
+    special=st.sampled_from([*IM, *S, *HEADERS, *TAGS, *TURNS, "[INST]", "[/INST]"]),
+)
 def test_a_question_never_adds_to_what_is_learned(kind: str, question: str, special: str) -> None:
     """Even past the refusal, a question that forges turns leaves the supervised tokens as they are: the answer's."""
     tokenizer, answer = KINDS[kind]

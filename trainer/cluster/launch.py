@@ -21,9 +21,10 @@ from trainer.cluster.supervise import Line, Outcome, Supervisor
 from trainer.config import RunConfig, render_toml
 from trainer.errors import EXIT_BUG, InputError
 from trainer.events import Event
-from trainer.paths import PROJECT_ROOT
+from trainer.paths import PROJECT_ROOT, point_latest
 
 _LAST_LINES = 30  # shown when preparing ends with a bug; it has no log
+PLAN_FILE = "plan.json"
 NOT_YET = "(found when the run starts)"
 
 
@@ -118,15 +119,15 @@ def make_folder(launch: Launch) -> None:
     """Make this machine's folder of a run, with its files; ``plan.json`` there has this machine's paths."""
     folder = launch.kept.run_dir
     (folder / "logs").mkdir(parents=True)
-    for name, text in {**launch.files, "plan.json": launch.kept.render()}.items():
+    for name, text in {**launch.files, PLAN_FILE: launch.kept.render()}.items():
         (folder / name).write_text(text, "utf-8")
-    _point_latest(folder)
+    point_latest(folder)
 
 
 def read_plan(run_dir: Path) -> RunPlan:
     """Return the plan of an earlier run; raises `InputError` if the folder holds none."""
     try:
-        return RunPlan.parse((run_dir / "plan.json").read_text("utf-8"))
+        return RunPlan.parse((run_dir / PLAN_FILE).read_text("utf-8"))
     except OSError as error:
         raise InputError(f"{run_dir}: there is no run here; ./inv train makes one") from error
     except (ValueError, KeyError, AssertionError) as error:
@@ -138,13 +139,3 @@ def _free_folder(runs: Path, name: str) -> Path:
     stem = f"{time.strftime('%Y%m%d-%H%M%S')}-{name}"
     candidates = (runs / (stem if n == 1 else f"{stem}-{n}") for n in range(1, 1000))
     return next(path for path in candidates if not path.exists())
-
-
-def _point_latest(run_dir: Path) -> None:
-    """Let ``runs/latest`` point at ``run_dir``, atomically; a file of the user's under that name is left alone."""
-    latest = run_dir.parent / "latest"
-    if latest.exists() and not latest.is_symlink():
-        return
-    scratch = run_dir.parent / f".latest-{run_dir.name}"
-    scratch.symlink_to(run_dir.name)
-    os.replace(scratch, latest)

@@ -8,23 +8,17 @@ way that a run goes: survey, delivery of the code, mpirun on the head. On one ma
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
-import os
 import sys
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from trainer.cluster.hostfile import read_cables
+from trainer.cluster.errand import Errand, run_errand
 from trainer.cluster.inventory import Cluster, load_inventory
-from trainer.cluster.launch import execute, local_tools
-from trainer.cluster.nodes import Fleet, muster
-from trainer.cluster.plan import Launch, RunPlan, make_launch
-from trainer.cluster.several import start, sweep, tools_of, write_files
+from trainer.cluster.nodes import muster
 from trainer.cluster.store import deliver, find_code
-from trainer.cluster.supervise import Line, Outcome
+from trainer.cluster.supervise import Line
 from trainer.cluster.traffic import sum_traffic
 from trainer.config import LaunchConfig, RunConfig
 from trainer.errors import EXIT_OK, ClusterError, FlotillaError
@@ -32,7 +26,6 @@ from trainer.events import Event
 
 MIN_SHARE = 0.99
 SIZE_MIB = 64
-_NOWHERE = Path("/nonexistent")  # no model, no data: nothing is trained
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -55,13 +48,13 @@ def main(argv: Sequence[str] | None = None) -> int:
 def check_links(cluster: Cluster, backend: str = "mpi", allow_slow_link: bool = False) -> dict[str, Any]:
     """Return what ``main`` prints; raises `ClusterError` if the ranks could not be started or did not end well."""
     log = _Log()
-    with tempfile.TemporaryDirectory(prefix="flotilla-") as scratch:
-        kept = Path(scratch) / f"linkcheck-{os.getpid()}"
-        plan = _make_plan(cluster, backend, kept)
-        if cluster.is_local:
-            outcome = execute(_as_allreduce(make_launch(cluster, plan, local_tools())), log)
-        else:
-            outcome = _run_on(muster(cluster, allow_slow_link, _say), plan, log)
+    config = RunConfig(launch=LaunchConfig(backend=backend))  # type: ignore[arg-type]
+    errand = Errand(name="linkcheck", config=config, words=("allreduce", "--size-mib", str(SIZE_MIB)))
+    code = find_code()
+    fleet = None if cluster.is_local else muster(cluster, allow_slow_link, _say)
+    if fleet:
+        deliver(fleet, [code], lambda *_: None)
+    outcome = run_errand(errand, fleet.cluster if fleet else cluster, fleet, [code], log)
     reduced = [event for event in log.events if event["event"] == "reduced"]
     if outcome.exit_code or not reduced:
         raise ClusterError(outcome.message or "the ranks ended without a result")
@@ -73,40 +66,6 @@ def check_links(cluster: Cluster, backend: str = "mpi", allow_slow_link: bool = 
         "share_fast": traffic["share"] if traffic else None,
         "seconds": round(reduced[0]["seconds"], 3),
     }
-
-
-def _run_on(fleet: Fleet, plan: RunPlan, log: _Log) -> Outcome:
-    """Run the check on the hosts' own copy of the code; nothing of it is left running there."""
-    code = find_code()
-    deliver(fleet, [code], lambda *_: None)
-    run_dir = Path(fleet.cluster.root / "runs" / plan.run_dir.name)
-    theirs = dataclasses.replace(plan, run_dir=run_dir, network=str(fleet.cluster.network or ""))
-    cables = read_cables(fleet.head.cables)
-    launch = _as_allreduce(make_launch(fleet.cluster, theirs, tools_of(fleet, code), plan, cables))
-    write_files(fleet.cluster, launch)
-    try:
-        return start(fleet, launch, log)
-    finally:
-        sweep(fleet.cluster, launch, log, remove=True)
-
-
-def _make_plan(cluster: Cluster, backend: str, run_dir: Path) -> RunPlan:
-    config = RunConfig(launch=LaunchConfig(backend=backend))  # type: ignore[arg-type]
-    return RunPlan(
-        name="linkcheck",
-        run_dir=run_dir,
-        world_size=cluster.world_size,
-        model_path=_NOWHERE,
-        data_path=_NOWHERE,
-        fingerprints={},
-        config=config,
-    )
-
-
-def _as_allreduce(launch: Launch) -> Launch:
-    """Return ``launch`` with the check as what the ranks do."""
-    words = ["allreduce" if word == "train" else word for word in launch.argv]
-    return dataclasses.replace(launch, argv=(*words, "--size-mib", str(SIZE_MIB)))
 
 
 class _Log:

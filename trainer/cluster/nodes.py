@@ -74,7 +74,7 @@ def muster(cluster: Cluster, allow_slow_link: bool, say: Callable[[str], None]) 
         return Fleet(cluster=cluster, nodes=nodes)
     lack = f"has no cable to {cluster.head.name}, which starts all ranks" if cables else "has no address in the inventory"
     problems += [f"  {name}: {lack}" for name in nameless]
-    network = _find_management(nodes)
+    network = find_management(nodes)
     over = f"over {network or 'the management network'}"
     if len(nameless) == len(cluster.hosts):
         say(f"no host has an address on a fast link in the inventory: the gradients go {over}")
@@ -86,6 +86,12 @@ def muster(cluster: Cluster, allow_slow_link: bool, say: Callable[[str], None]) 
             + f"\n./inv doctor -i {cluster.source} says how to mend it; --allow-slow-link trains {over}"
         )
     return Fleet(cluster=cluster.over_management(network), nodes=nodes, is_slow=True)
+
+
+def over_management(fleet: Fleet) -> Fleet:
+    """Return the fleet with its traffic on the management network, as if the fast link were down."""
+    network = find_management(fleet.nodes)
+    return dataclasses.replace(fleet, cluster=fleet.cluster.over_management(network), is_slow=True)
 
 
 def along_cables(cluster: Cluster, cables: Cables) -> Cluster:
@@ -186,7 +192,7 @@ def _check_fit(nodes: Mapping[str, Node]) -> None:
         raise ClusterError("\n".join(problems))
 
 
-def _find_management(nodes: Mapping[str, Node]) -> Network | None:
+def find_management(nodes: Mapping[str, Node]) -> Network | None:
     """Return the network in which our ssh reached the nodes, as their interfaces have it; None if they are in several."""
     found = set()
     for node in nodes.values():

@@ -89,6 +89,11 @@ def send_all(fleet: Fleet, artifacts: list[Artifact], progress: Progress) -> dic
     return tell_states(artifacts, sent, "sent")
 
 
+def send_code(fleet: Fleet, progress: Progress) -> None:
+    """Bring every host the trainer package alone."""
+    deliver(fleet, [find_code()], progress)
+
+
 def tell_states(artifacts: list[Artifact], absent: dict[str, list[Artifact]], word: str) -> dict[str, dict[str, str]]:
     """Return for each host and kind "present", or ``word`` for what was absent."""
     return {host: {each.kind: word if each in lacking else "present" for each in artifacts} for host, lacking in absent.items()}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+import time
+from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +14,7 @@ import numpy as np
 
 from trainer.errors import ClusterError, StalledError
 
+_REST_S = 0.002
 LAUNCHED_SIZE = "OMPI_COMM_WORLD_SIZE"
 
 
@@ -22,11 +25,19 @@ class Comm:
     needs neither and is the identity. With another backend than MPI's, MLX has connections of its own and mpi4py the world.
     """
 
-    def __init__(self, rank: int = 0, size: int = 1, group: mx.distributed.Group | None = None, mpi: ModuleType | None = None):
+    def __init__(
+        self,
+        rank: int = 0,
+        size: int = 1,
+        group: mx.distributed.Group | None = None,
+        mpi: ModuleType | None = None,
+        world: Any = None,
+    ) -> None:
         self.rank = rank
         self.size = size
         self._group = group
         self._mpi = mpi
+        self._world: Any = world or (mpi.COMM_WORLD if mpi else None)
 
     @property
     def is_first_on_host(self) -> bool:
@@ -54,8 +65,28 @@ class Comm:
         """Return every rank's ``value`` (anything that pickles) in rank order."""
         if self._mpi is None:
             return [value]
-        gathered: list[Any] = self._mpi.COMM_WORLD.allgather(value)
+        gathered: list[Any] = self._world.allgather(value)
         return gathered
+
+    def split(self, ranks: Sequence[int]) -> Comm | None:
+        """Return to each of ``ranks`` a world of only them, whose first is its rank 0; to the others None. A collective.
+
+        MPI alone can do that. The smaller world must be gone before the process ends: MPI frees it.
+        """
+        assert self._mpi is not None
+        assert self._group is not None
+        is_in = self.rank in ranks
+        group = self._group.split(0 if is_in else 1, self.rank)
+        world = self._world.Split(0 if is_in else 1, self.rank)
+        return Comm(world.Get_rank(), world.Get_size(), group if len(ranks) > 1 else None, self._mpi, world) if is_in else None
+
+    def rest(self) -> None:
+        """Wait until all ranks have called this, without using the processor: others may be measuring."""
+        if self._mpi is None:
+            return
+        request = self._world.Ibarrier()
+        while not request.Test():
+            time.sleep(_REST_S)
 
     def abort(self, exit_code: int) -> None:
         """End all ranks on all hosts with ``exit_code``, from any one rank; does not return."""

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import functools
 import math
 
 import numpy as np
 from numpy.typing import NDArray
 
 
+@functools.lru_cache(maxsize=1)
 def epoch_order(num_rows: int, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Return a permutation of the row numbers 0 … num_rows - 1 for one epoch."""
-    return np.random.Generator(np.random.Philox([seed, epoch])).permutation(num_rows)
+    """Return a permutation of the row numbers 0 … num_rows - 1 for one epoch, read-only.
+
+    The last one is kept: 8 bytes a row, and each step of an epoch asks for it.
+    """
+    order = np.random.Generator(np.random.Philox([seed, epoch])).permutation(num_rows)
+    order.flags.writeable = False
+    return order
 
 
 def steps_per_epoch(num_rows: int, global_batch: int) -> int:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -20,22 +18,22 @@ from trainer.comm.agree import check_agreement, describe_software
 from trainer.comm.group import Comm, to_floats
 from trainer.comm.traffic import tell_traffic
 from trainer.config import RunConfig
-from trainer.data.assign import assign_rows, split_micro_batches
-from trainer.data.batch import Batch, make_batch
-from trainer.data.formats import SPLITS, read_splits
-from trainer.data.order import global_batch_at, steps_per_epoch
-from trainer.data.tokens import TokenRow, tokenize_samples
+from trainer.data.formats import SPLITS, read_first_questions
+from trainer.data.order import steps_per_epoch
 from trainer.engine.adapters import load_adapter, save_adapter
 from trainer.engine.answers import answer_many, answer_prompts, share_in_style
 from trainer.engine.evaluate import evaluate
+from trainer.engine.feed import Feed
+from trainer.engine.frozen import Declined, FrozenTrunk, open_trunk
+from trainer.engine.memory import peak_memory_mib
 from trainer.engine.optimizer import make_optimizer
+from trainer.engine.rows import load_rows
 from trainer.engine.step import StepResult, TrainStep
 from trainer.errors import DivergedError
 from trainer.events import Events
 from trainer.fingerprint import hash_files, hash_model
 from trainer.model.lora import attach_adapter
-
-MIB = 1024 * 1024
+from trainer.model.network import Network
 
 
 @dataclass
@@ -71,6 +69,8 @@ class Run:
         self._agree(threads)
         self._load()
         self._answer("before")
+        if self.frozen:
+            self.frozen.take_out(self.network)
         if not self._is_stopped():
             self._validate(0)
         if not self._is_stopped():
@@ -84,39 +84,64 @@ class Run:
         return self.progress.stopped
 
     def _agree(self, threads: int) -> None:
-        plan = self.plan
-        seen = {"data": hash_files(plan.data_path, [f"{split}.jsonl" for split in SPLITS])}
-        if self.comm.is_first_on_host:  # the ranks of one host read the same files
-            seen["model"] = hash_model(plan.model_path)
-        software = describe_software()
-        facts = {"configuration": hashlib.sha256(plan.render().encode()).hexdigest(), **software, **seen}
-        check_agreement(self.comm, facts, plan.fingerprints)
+        software = agree_on(self.plan, self.comm)
         self._tell("started", world_size=self.comm.size, threads=threads, software=software)
 
     def _load(self) -> None:
         """Load model and data, attach the adapter, tell what will happen."""
         trust = self.config.model.trust_remote_code
         path, tokenizer_config = str(self.plan.model_path), {"trust_remote_code": trust}
-        self.model, self.tokenizer = load(path, tokenizer_config=tokenizer_config, trust_remote_code=trust)[:2]
-        samples = read_splits(self.plan.data_path)
-        self.rows = {
-            split: tokenize_samples(samples[split], self.tokenizer._tokenizer, self.config.data.max_tokens) for split in SPLITS
-        }
-        self.test_prompts = [next(m.content for m in sample.messages if m.role == "user") for sample in samples["test"]]
+        self.model, self.tokenizer = load(path, tokenizer_config=tokenizer_config, trust_remote_code=trust, lazy=True)[:2]
+        self.rows = load_rows(self.plan, self.comm, self._ticker("tokenising"))
+        self.test_prompts = read_first_questions(self.plan.data_path / "test.jsonl") if self.config.style.markers else []
         attach_adapter(self.model, self.config.adapter, self.config.train.seed)
         self.num_steps = self.config.train.steps or self.config.train.epochs * self._epoch_steps
-        optimizer = make_optimizer(self.config.optimizer, self.config.schedule, self.num_steps)
-        self.step = TrainStep(self.model, optimizer, self.comm, self.config.optimizer.clip_norm, self._should_stop)
+        self._connect_rooms()
         self._tell(
             "planned",
             steps=self.num_steps,
             epochs=self.num_steps / self._epoch_steps,
             rows={split: len(rows) for split, rows in self.rows.items()},
-            tokens={split: sum(map(len, rows)) for split, rows in self.rows.items()},
-            trainable=_count(self.model.trainable_parameters()),
+            tokens={split: rows.num_tokens for split, rows in self.rows.items()},
+            trainable=count_numbers(self.model.trainable_parameters()),
             parameters=get_total_parameters(self.model),
-            selective_head=self.step.head.is_selective,
+            selective_head=self.network.is_selective,
+            packed=self.network.is_packable,
+            trunk=self._describe_trunk(),
         )
+        if self.frozen and self._answers:
+            self.frozen.put_back(self.network)  # to answer, all layers are needed
+
+    def _connect_rooms(self) -> None:
+        """Build network, step and feed, without the layers whose output is kept."""
+        speed = self.config.speed
+        trunk = open_trunk(self.plan, self.model, self.rows, self.comm)
+        self._declined = trunk if isinstance(trunk, Declined) else None
+        self.frozen: FrozenTrunk | None = None if isinstance(trunk, Declined) else trunk
+        skipped = self.frozen.trunk.depth if self.frozen else 0
+        self.network = Network(self.model, skipped=skipped, packing=speed.packing, use_kernels=speed.kernels)
+        optimizer = make_optimizer(self.config.optimizer, self.config.schedule, self.num_steps)
+        self.step = TrainStep(
+            self.network,
+            optimizer,
+            self.comm,
+            self.config.optimizer.clip_norm,
+            fused_loss=speed.fused_loss,
+            should_stop=self._should_stop,
+        )
+        self.feed = Feed(self.rows, self.config, self.comm, is_packed=self.network.is_packable, frozen=self.frozen)
+
+    def _describe_trunk(self) -> dict[str, Any]:
+        if self.frozen is None:
+            return {"reason": self._declined.reason if self._declined else ""}
+        samples = len(self.rows["train"]) + len(self.rows["valid"])
+        size = self.frozen.store.size_bytes
+        return {"layers": self.frozen.trunk.depth, "samples": samples, "present": self.frozen.num_present, "size_bytes": size}
+
+    @property
+    def _answers(self) -> bool:
+        """Whether the model is asked for answers before and after."""
+        return bool(self.config.style.demo_prompts or self.config.style.markers)
 
     @property
     def _epoch_steps(self) -> int:
@@ -130,23 +155,15 @@ class Run:
             # dropout depends on step and rank alone, not on what ran before
             mx.random.seed(self.config.train.seed + step + 1_000_003 * self.comm.rank)
             started = time.perf_counter()
-            result = self.step(self._batches(step - 1))
+            result = self.step(self.feed.batches(step - 1, self._trunk_ticker))
             self._record(step, result, time.perf_counter() - started)
+            self.feed.learn(result)
             if result.stop:
                 self.progress.stopped = True
                 break
             if step == self.num_steps or (every and step % every == 0):
                 self._validate(step)
         tell_traffic(self.comm, self.events, self.plan.network, "end")
-
-    def _batches(self, step: int) -> list[Batch]:
-        """Return this rank's share of a global batch as micro-batches; the global batch is the same for any world size."""
-        train = self.config.train
-        chosen = global_batch_at(step, len(self.rows["train"]), train.global_batch, train.seed)
-        rows: list[TokenRow] = [self.rows["train"][int(row)] for row in chosen]
-        lengths = [len(row) for row in rows]
-        own = assign_rows(lengths, self.comm.size)[self.comm.rank]
-        return [make_batch([rows[p] for p in group]) for group in split_micro_batches(own, lengths, train.micro_batch)]
 
     def _record(self, step: int, result: StepResult, step_s: float) -> None:
         if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
@@ -177,9 +194,10 @@ class Run:
 
     def _validate(self, step: int) -> None:
         """Measure the validation loss; keep the adapter if it is the best so far."""
-        loss = evaluate(
-            self.model, self.step.head, self.rows["valid"], self.comm, self.config.train.micro_batch, self._ticker("validating")
-        )
+        total, batches = self.feed.validation(self._trunk_ticker)
+        tick = self._ticker("validating")
+        fused = self.config.speed.fused_loss
+        loss = evaluate(self.network, batches, self.comm, fused=fused, tick=lambda number: tick(number, total))
         done = self.progress
         done.last_loss = loss
         if step == 0:
@@ -206,13 +224,15 @@ class Run:
         self.comm.all_gather(None)  # the adapter is on disk before any rank reads it
         if not self.progress.stopped:
             load_adapter(self.model, self.plan.run_dir / "adapter")
+            if self.frozen and self._answers:
+                self.frozen.put_back(self.network)
             self._answer("after")
         self._summarise()
 
     def _answer(self, when: str) -> None:
         """Answer the demonstration prompts one by one, as chatting would, and all test prompts in batches."""
         style = self.config.style
-        if not style.demo_prompts and not style.markers:
+        if not self._answers:
             return
         self.model.eval()
         replies = [""] * len(style.demo_prompts)
@@ -238,7 +258,7 @@ class Run:
 
     def _summarise(self) -> None:
         done = self.progress
-        memory = self.comm.all_gather(_peak_memory_mib())
+        memory = self.comm.all_gather(peak_memory_mib())
         self._tell(
             "done",
             stopped=done.stopped,
@@ -255,6 +275,9 @@ class Run:
             peak_memory_mib=memory,
         )
 
+    def _trunk_ticker(self, done: int, total: int) -> None:
+        self._tell("progress", phase="computing frozen layers", done=done, total=total)
+
     def _ticker(self, phase: str) -> Callable[[int, int], None]:
         """Return what tells how far a long phase has come."""
         return lambda done, total: self._tell("progress", phase=phase, done=done, total=total)
@@ -264,13 +287,16 @@ class Run:
             self.events.emit(kind, **fields)
 
 
-def _count(tree: Any) -> int:
+def agree_on(plan: RunPlan, comm: Comm) -> dict[str, str]:
+    """Return the software's versions after all ranks agree on them, the plan, and what lies at its paths; a collective."""
+    seen = {"data": hash_files(plan.data_path, [f"{split}.jsonl" for split in SPLITS])}
+    if comm.is_first_on_host:  # the ranks of one host read the same files
+        seen["model"] = hash_model(plan.model_path)
+    software = describe_software()
+    facts = {"configuration": hashlib.sha256(plan.render().encode()).hexdigest(), **software, **seen}
+    check_agreement(comm, facts, plan.fingerprints)
+    return software
+
+
+def count_numbers(tree: Any) -> int:
     return sum(value.size for _, value in tree_flatten(tree))
-
-
-def _peak_memory_mib() -> float:
-    """Return the most memory that this process held, in MiB: MLX's own count on a GPU, resident memory on a CPU."""
-    if mx.metal.is_available():
-        return float(mx.get_peak_memory() / MIB)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / MIB if sys.platform == "darwin" else peak / 1024

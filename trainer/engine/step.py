@@ -19,7 +19,8 @@ from mlx.utils import tree_flatten, tree_unflatten
 
 from trainer.comm.group import Comm, to_floats
 from trainer.data.batch import Batch
-from trainer.model.loss import HeadOnSelected, summed_loss
+from trainer.model.loss import summed_loss
+from trainer.model.network import Network
 
 Named = list[tuple[str, mx.array]]
 
@@ -58,12 +59,13 @@ def trainable_parameters(model: nn.Module) -> Named:
     return sorted(tree_flatten(model.trainable_parameters()))
 
 
-def local_gradients(model: nn.Module, head: HeadOnSelected, batches: Sequence[Batch]) -> tuple[mx.array, Named]:
+def local_gradients(network: Network, batches: Sequence[Batch], *, fused: bool = True) -> tuple[mx.array, Named]:
     """Return loss and gradients summed over ``batches`` (any number of them, also none), float32 and materialised.
 
     Memory is that of one micro-batch: each one's gradients are added up before the next is computed.
     """
-    value_and_grad = nn.value_and_grad(model, lambda batch: summed_loss(head, batch))
+    model = network.model
+    value_and_grad = nn.value_and_grad(model, lambda batch: summed_loss(network, batch, fused=fused))
     names = [name for name, _ in trainable_parameters(model)]
     loss = mx.zeros(())
     total: Named = [(name, mx.zeros(value.shape)) for name, value in trainable_parameters(model)]
@@ -105,20 +107,22 @@ def clip_gradients(gradients: Named, max_norm: float) -> tuple[Named, mx.array]:
 
 
 class TrainStep:
-    """Applies optimizer steps to ``model``. A collective: every rank calls it for every step, with or without rows."""
+    """Applies optimizer steps to ``network``. A collective: every rank calls it for every step, with or without rows."""
 
     def __init__(
         self,
-        model: nn.Module,
+        network: Network,
         optimizer: optim.Optimizer,
         comm: Comm,
         clip_norm: float,
+        *,
+        fused_loss: bool = True,
         should_stop: Callable[[], bool] = lambda: False,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
-        self.model = model
-        self.head = HeadOnSelected(model)
+        self.network = network
         self.optimizer = optimizer
+        self._fused_loss = fused_loss
         self._comm = comm
         self._clip_norm = clip_norm
         self._should_stop = should_stop
@@ -127,7 +131,7 @@ class TrainStep:
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
         """Compute this rank's ``batches``, average with the other ranks, update the parameters."""
         started = self._clock()
-        loss, gradients = local_gradients(self.model, self.head, batches)
+        loss, gradients = local_gradients(self.network, batches, fused=self._fused_loss)
         compute_s = self._clock() - started
         num_tokens = sum(batch.num_tokens for batch in batches)
         num_supervised = sum(batch.num_supervised for batch in batches)
@@ -153,8 +157,9 @@ class TrainStep:
 
     def _apply(self, gradients: Named) -> float:
         clipped, norm = clip_gradients(gradients, self._clip_norm)
-        self.optimizer.update(self.model, tree_unflatten(clipped))
-        mx.eval(self.model.trainable_parameters(), self.optimizer.state, norm)
+        model = self.network.model
+        self.optimizer.update(model, tree_unflatten(clipped))
+        mx.eval(model.trainable_parameters(), self.optimizer.state, norm)
         return to_floats(norm.reshape(1))[0]
 
     def _own_slot(self, value: float) -> list[float]:

@@ -86,11 +86,11 @@ class RunConsole:
         self._progress.update(self._task, figures=figures)
 
     def _show_started(self, event: Event) -> None:
-        threads = event["threads"]
-        self.say(
-            f"{_count(event['world_size'], 'rank')} connected and agreed, {_count(threads, 'thread')} each, "
-            f"MLX {event['software']['mlx']}"
-        )
+        if "mlx" in event["software"]:  # a job that trains nothing has nothing to agree on
+            threads = _count(event["threads"], "thread")
+            self.say(
+                f"{_count(event['world_size'], 'rank')} connected and agreed, {threads} each, MLX {event['software']['mlx']}"
+            )
         self._phase("loading")
 
     def _show_planned(self, event: Event) -> None:
@@ -174,6 +174,9 @@ def _summary_rows(summary: dict[str, Any], style: str) -> Iterator[tuple[str, st
         yield "communication", f"{get('comm_share', 0):.1%} of the time, waiting for the slowest {get('wait_share', 0):.1%}"
     if (traffic := get("traffic")) and traffic["share"] is not None:
         yield "traffic", f"{traffic['share']:.1%} of {traffic['bytes'] / 1e6:.0f} MB over {traffic['network']}"
+    if baseline := get("baseline"):
+        alone, foretold = baseline["host_alone"], f"{baseline['predicted_speedup']:.2f} predicted"
+        yield "speed-up", f"{baseline['measured_speedup']:.2f} times {alone} alone, {foretold}"
     if (seconds := get("train_s")) is not None:
         yield "training time", f"{_duration(seconds)} for {_count(get('steps', 0), 'step')}"
     if memory := get("peak_memory_mib"):

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import math
 import os
+import time
 from pathlib import Path
 from typing import Any, TextIO
 
+from trainer.cluster.inventory import Cluster
 from trainer.cluster.supervise import Line, Outcome
 from trainer.cluster.traffic import sum_traffic
 from trainer.events import Event
+from trainer.measure.forecast import Forecast
 
 _ESCAPE = "backslashreplace"  # for what UTF-8 cannot hold, half of a pair of surrogates; in JSON it is an escape as well
 
@@ -18,8 +21,9 @@ _ESCAPE = "backslashreplace"  # for what UTF-8 cannot hold, half of a pair of su
 class Record:
     """Writes one run's events and output. Lines are flushed as they come, so that a crash loses none."""
 
-    def __init__(self, run_dir: Path) -> None:
+    def __init__(self, run_dir: Path, forecast: Forecast | None = None) -> None:
         self.run_dir = run_dir
+        self._forecast = forecast
         self._events: dict[str, list[Event]] = {}
         self._files: dict[Path, TextIO] = {}
 
@@ -34,8 +38,14 @@ class Record:
         self._append(self.run_dir / "logs" / name, line.text)
 
     def finish(self, outcome: Outcome) -> dict[str, Any]:
-        """Write ``summary.json`` and return its content."""
-        text = to_json(summarise(self._events, outcome), indent=2)
+        """Write ``summary.json`` and return its content; the end is an event too, for a run may go on in its folder."""
+        ended = {"event": "ended", "rank": 0, "time": round(time.time(), 3)}
+        self.on_event({**ended, "exit_code": outcome.exit_code, "message": outcome.message})
+        told = summarise(self._events, outcome)
+        if self._forecast and (compared := self._forecast.compare(told)):
+            told["baseline"] = compared
+            (self.run_dir / "baseline.json").write_text(to_json(self._forecast.baseline) + "\n", "utf-8")
+        text = to_json(told, indent=2)
         scratch = self.run_dir / ".summary.json"
         scratch.write_text(text + "\n", "utf-8", errors=_ESCAPE)
         os.replace(scratch, self.run_dir / "summary.json")
@@ -51,10 +61,16 @@ class Record:
         self._files[path].write(text + "\n")
 
 
+def describe_hosts(cluster: Cluster) -> Event:
+    """Return the ``launched`` event of a run: which hosts take part with how many ranks, in rank order."""
+    hosts = {host.name: host.slots for host in cluster.hosts}
+    return {"event": "launched", "rank": 0, "time": round(time.time(), 3), "hosts": hosts}
+
+
 def summarise(events: dict[str, list[Event]], outcome: Outcome) -> dict[str, Any]:
     """Return the summary of a run from its events by kind: what happened, the figures, the answers before and after."""
     summary: dict[str, Any] = {"exit_code": outcome.exit_code, "message": outcome.message}
-    for kind in ("started", "planned", "done"):
+    for kind in ("launched", "started", "planned", "done"):
         for event in events.get(kind, [])[-1:]:
             summary |= {key: value for key, value in event.items() if key not in ("event", "rank", "time")}
     if traffic := sum_traffic(events.get("traffic", [])):

@@ -7,7 +7,7 @@ from typing import Any
 OPEN_MPI = {
     "bin/mpirun": "mpirun.sh",
     "bin/mpiexec": "mpirun.sh",
-    "lib/libmpi.dylib": "->/opt/flotilla/env/lib/libmpi.so.40",
+    "lib/libmpi.dylib": "->/Users/Shared/flotilla/env/lib/libmpi.so.40",
 }
 MPICH = {"bin/mpirun": "mpirun-mpich.sh", "bin/mpiexec": "mpirun-mpich.sh"}
 

@@ -206,11 +206,13 @@ def _network(name: str, model: Model) -> Data:
     wired = {"Ethernet Adapter (en8)": "en8"} if model.is_laptop else {"Ethernet": "en0"}
     ether = {device: new_ether(name, device) for device in (*wired.values(), model.wifi, *model.ports)}
     ether["bridge0"] = ether[model.ports[0]]
+    lease = {"address": "192.168.1.23", "mask": "255.255.255.0", "router": "192.168.1.1"}
     named = {**wired, "Thunderbolt Bridge": "bridge0", "Wi-Fi": model.wifi, **devices}
     interfaces: Data = {"lo0": {"up": True, "mtu": 16384, "inet": [], "index": 1}}
     for index, device in enumerate(sorted({*ether} - {"bridge0"}), 8):
         active = device == model.wifi
-        interfaces[device] = {"up": True, "mtu": 1500, "ether": ether[device], "inet": [], "index": index, "active": active}
+        inet = [{"address": lease["address"], "mask": lease["mask"]}] if active else []
+        interfaces[device] = {"up": True, "mtu": 1500, "ether": ether[device], "inet": inet, "index": index, "active": active}
     interfaces["bridge0"] = {
         "up": True,
         "mtu": 1500,
@@ -219,7 +221,6 @@ def _network(name: str, model: Model) -> Data:
         "members": list(model.ports),
         "index": 8 + len(interfaces),
     }
-    lease = {"address": "192.168.1.23", "mask": "255.255.255.0", "router": "192.168.1.1"}
     return {
         "ports": [{"name": port, "device": device, "ether": ether[device]} for port, device in named.items()],
         "services": [new_service("Wi-Fi", model.wifi, lease), new_service("Thunderbolt Bridge", "bridge0")],

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from trainer.cluster.doctor import judge_network
+from trainer.cluster.doctor import judge_link, judge_network
 from trainer.cluster.doctor.view import BOTH, DARWIN, LINUX, Check, Remedy
 
 _SLOW = "Without it the gradients would go over Wi-Fi, many times slower; a run refuses to start."
@@ -16,7 +16,7 @@ NETWORK_CHECKS = (
         platforms=BOTH,
         why=_SLOW,
         looks=_LINK,
-        judge=judge_network.judge_address,
+        judge=judge_link.judge_address,
         remedy=Remedy(playbook="thunderbolt"),
         is_quick=True,
     ),
@@ -27,7 +27,7 @@ NETWORK_CHECKS = (
         platforms=BOTH,
         why="The hosts' packets to each other take another way, or none.",
         looks=_LINK,
-        judge=judge_network.judge_subnet,
+        judge=judge_link.judge_subnet,
         remedy=Remedy(playbook="thunderbolt"),
         is_quick=True,
     ),
@@ -37,7 +37,7 @@ NETWORK_CHECKS = (
         platforms=BOTH,
         why=_SLOW,
         looks=_LINK,
-        judge=judge_network.judge_down,
+        judge=judge_link.judge_down,
         remedy=Remedy(playbook="thunderbolt"),
         is_quick=True,
     ),
@@ -47,7 +47,7 @@ NETWORK_CHECKS = (
         platforms=BOTH,
         why=_SLOW,
         looks=_LINK,
-        judge=judge_network.judge_carrier,
+        judge=judge_link.judge_carrier,
         remedy=Remedy(by_hand="Plug the fast cable of {host} in, at both ends; see that the machine at the other end is on."),
         is_quick=True,
     ),
@@ -58,7 +58,7 @@ NETWORK_CHECKS = (
         platforms=BOTH,
         why="A VPN, or a route set by hand, takes the packets away from the fast link.",
         looks="`ip route get PEER`, or `route -n get PEER`, for every fast address",
-        judge=judge_network.judge_route,
+        judge=judge_link.judge_route,
         remedy=Remedy(command="{undo}", by_hand="If a VPN sets it again, end the VPN."),
     ),
     Check(
@@ -90,7 +90,7 @@ NETWORK_CHECKS = (
         platforms=BOTH,
         why="MPI would go the same way: the same job took 274 s over Wi-Fi and 11 s over Thunderbolt.",
         looks="every interface's byte counters, before and after 4 MiB are sent to a peer's fast address",
-        judge=judge_network.judge_counters,
+        judge=judge_link.judge_counters,
         remedy=Remedy(playbook="thunderbolt", by_hand="Mend what else is found about routes and addresses first; end VPNs."),
     ),
     Check(

@@ -9,6 +9,9 @@ from trainer.cluster.doctor.checks import CHECKS
 from trainer.cluster.doctor.view import Check, Fault, Finding, Severity, UnknownError, View, shorten
 
 EVIDENCE_LINES = 4
+EVIDENCE_WIDTH = 300
+# What an answer that nobody foresaw may raise: it costs one check, never the report.
+_UNREADABLE = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,15 +66,17 @@ def _judge(check: Check, view: View) -> Finding | None:
         fault = check.judge(view)
     except UnknownError as error:
         return _tell(check, view, Fault(detail=str(error)), "unknown")
+    except _UNREADABLE as error:
+        return _tell(check, view, Fault(detail=f"its answers cannot be read ({type(error).__name__})"), "unknown")
     return _tell(check, view, fault, check.severity) if fault else None
 
 
 def _tell(check: Check, view: View, fault: Fault, severity: Severity) -> Finding:
     is_known = severity != "unknown"
     outputs = [view.answers.outputs[key] for key in fault.shown_by if key in view.answers.outputs]
-    evidence = [(shorten(output.command.removeprefix("exec ")), shorten(output.text, EVIDENCE_LINES)) for output in outputs]
+    quotes = [*fault.quotes, *((output.command, output.text) for output in outputs)]
     if not check.needs_host and is_known:
-        evidence = [(shorten(view.answers.command), shorten(view.answers.failure, EVIDENCE_LINES))]
+        quotes = [(view.answers.command, view.answers.failure)]
     return Finding(
         check=check.id,
         number=check.number,
@@ -79,8 +84,9 @@ def _tell(check: Check, view: View, fault: Fault, severity: Severity) -> Finding
         title=check.title,
         severity=severity,
         detail=fault.detail,
-        evidence=tuple(evidence),
+        evidence=tuple((command, shorten(said, EVIDENCE_LINES, EVIDENCE_WIDTH)) for command, said in quotes),
         why=check.why,
         remedy=check.remedy.render(view, fault.values) if is_known else "",
         by_hand=check.remedy.explain(view, fault.values) if is_known else "",
+        is_about_link=check.id in _ONLY_FAST,
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 from trainer.cluster.cables import Graph, draw_graph, find_loops
-from trainer.cluster.doctor.view import DARWIN, Fault, UnknownError, View
+from trainer.cluster.doctor.view import DARWIN, Fault, Quote, UnknownError, View
 from trainer.errors import ClusterError
 
 MIN_GBPS = 40
@@ -27,7 +27,9 @@ def judge_brew(view: View) -> Fault | None:
 
 def judge_brew_owner(view: View) -> Fault | None:
     """Find a Homebrew that belongs to somebody else, who alone may install with it."""
-    listed, user = view.text("brew"), view.text("user").split()[0]
+    listed, user = view.text("brew"), view.text("user").partition("\n")[0].strip()
+    if not re.fullmatch(r"[\w.@-]+", user):
+        raise UnknownError("id did not tell the user's name")
     match = re.search(r"^\S+\s+\d+\s+(\S+)\s.*\s/opt/homebrew/?$", listed, re.MULTILINE)
     if not match:
         raise UnknownError("ls did not show the owner of /opt/homebrew")
@@ -71,9 +73,9 @@ def judge_cable(view: View) -> Fault | None:
     speeds = [bus.speed_gbps for bus in graph.buses if bus.peers]
     if not speeds:
         connected = [f"{bus.port} has a device that is no Mac" for bus in graph.buses if bus.is_connected]
-        return Fault(shown_by=("thunderbolt",), detail="; ".join(["no Mac at any Thunderbolt port", *connected]))
+        return Fault(quotes=(_show_buses(view, graph),), detail="; ".join(["no Mac at any Thunderbolt port", *connected]))
     slow = [f"{bus.port} runs at {bus.speed_gbps} Gb/s" for bus in graph.buses if bus.peers and bus.speed_gbps < MIN_GBPS]
-    return Fault(shown_by=("thunderbolt",), detail="; ".join(slow)) if slow else None
+    return Fault(quotes=(_show_buses(view, graph),), detail="; ".join(slow)) if slow else None
 
 
 def judge_loop(view: View) -> Fault | None:
@@ -84,7 +86,17 @@ def judge_loop(view: View) -> Fault | None:
     if not own or not all(_has_bridge(each) for name, each in view.fleet.items() if name in ends):
         return None
     told = "; ".join(f"{len(loop.cables)} cables form a loop: {', '.join(map(str, loop.cables))}" for loop in own)
-    return Fault(shown_by=("thunderbolt",), detail=told, values={"pull": " and ".join(str(loop.pull) for loop in own)})
+    shown = _show_buses(view, _draw(view, only_own=True))
+    return Fault(quotes=(shown,), detail=told, values={"pull": " and ".join(str(loop.pull) for loop in own)})
+
+
+def _show_buses(view: View, graph: Graph) -> Quote:
+    """Return what system_profiler says about the host's ports, a line each instead of pages of JSON."""
+    peers = [
+        ", ".join(peer.name for peer in bus.peers) or ("a device" if bus.is_connected else "nothing") for bus in graph.buses
+    ]
+    lines = [f"{bus.port}: {bus.speed_gbps} Gb/s, {peer}" for bus, peer in zip(graph.buses, peers, strict=True)]
+    return view.quote("thunderbolt", *lines)
 
 
 def _draw(view: View, only_own: bool = False) -> Graph:
@@ -111,7 +123,9 @@ def judge_service(view: View) -> Fault | None:
     state = {name: mark for mark, name in names}.get(SERVICE)
     if state is None:
         return Fault(shown_by=("services",), detail=f"there is no service {SERVICE}")
-    return Fault(shown_by=("services",), detail=f"the service {SERVICE} is switched off") if state == "*" else None
+    if state != "*":
+        return None
+    return Fault(quotes=(view.quote("services", f"(*) {SERVICE}"),), detail=f"the service {SERVICE} is switched off")
 
 
 def judge_bridge_address(view: View) -> Fault | None:
@@ -151,7 +165,9 @@ def judge_sleep(view: View) -> Fault | None:
     if not match:
         raise UnknownError("pmset shows no setting for sleep")
     disabled = re.search(r"SleepDisabled\s+1", view.text("power"))
-    return Fault(shown_by=("power",), detail=f"sleeps after {match[1]} minutes") if match[1] != "0" and not disabled else None
+    if match[1] == "0" or disabled:
+        return None
+    return Fault(quotes=(view.quote("power", match[0]),), detail=f"sleeps after {match[1]} minutes")
 
 
 def judge_wired(view: View) -> Fault | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
 
-from trainer.cluster.doctor.view import DARWIN, Fault, UnknownError, View, last_line
+from trainer.cluster.doctor.view import DARWIN, Fault, Quote, UnknownError, View, last_line
 
 MIN_DISK_KIB = 1 << 20
 MIN_MEMORY_KIB = 1 << 20
@@ -81,8 +83,11 @@ def judge_age(view: View) -> Fault | None:
 
 def judge_clock(view: View) -> Fault | None:
     """Find a clock that is more than a minute off those of the other hosts, this machine's included."""
-    offset = _clock_offset(view)
-    offsets = sorted([0.0, *(_clock_offset(other) for other in view.others() if "clock" in other.answers.outputs), offset])
+    offset, others = _clock_offset(view), []
+    for other in view.others():
+        with suppress(UnknownError):
+            others.append(_clock_offset(other))
+    offsets = sorted([0.0, *others, offset])
     distance = offset - offsets[(len(offsets) - 1) // 2]
     if abs(distance) <= CLOCK_TOLERANCE_S:
         return None
@@ -107,14 +112,22 @@ def judge_orphans(view: View) -> Fault | None:
     if not orphans:
         return None
     pids = [pid for found in orphans.values() for pid in found]
-    return Fault(detail=f"{len(pids)} of {', '.join(sorted(orphans))}", values={"pids": " ".join(pids)})
+    detail = f"{len(pids)} of {', '.join(sorted(orphans))}"
+    return Fault(quotes=(_show_processes(view, pids),), detail=detail, values={"pids": " ".join(pids)})
 
 
 def judge_busy(view: View) -> Fault | None:
     """Find a run that is going on."""
     alive = {run for each in view.fleet.values() for run in _list_runs(each, only_led=True)}
-    here = sorted(alive & set(_list_runs(view)))
-    return Fault(detail=", ".join(here)) if here else None
+    found = _list_runs(view)
+    here = sorted(alive & set(found))
+    pids = [pid for run in here for pid in found[run]]
+    return Fault(quotes=(_show_processes(view, pids),), detail=", ".join(here)) if here else None
+
+
+def _show_processes(view: View, pids: Sequence[str]) -> Quote:
+    lines = view.text("processes").splitlines()
+    return view.quote("processes", *(line for line in lines if line.split(None, 1)[:1] and line.split(None, 1)[0] in pids))
 
 
 def _list_runs(view: View, only_led: bool = False) -> dict[str, list[str]]:
@@ -135,7 +148,14 @@ def _list_runs(view: View, only_led: bool = False) -> dict[str, list[str]]:
 
 def judge_kind(view: View) -> Fault | None:
     """Find a host with another kind of processor than most."""
-    machines = [each.text("machine").strip() for each in view.fleet.values() if "machine" in each.answers.outputs]
-    own = view.text("machine").strip()
-    usual = Counter(machines).most_common(1)[0][0]  # of equally many, the head's
+    own = _read_machine(view)
+    if not own:
+        raise UnknownError("`uname -m` did not tell the machine")
+    usual = Counter(filter(None, map(_read_machine, view.fleet.values()))).most_common(1)[0][0]  # of equally many, the head's
     return Fault(shown_by=("machine",), detail=f"{own}, not {usual}") if own != usual else None
+
+
+def _read_machine(view: View) -> str:
+    output = view.answers.outputs.get("machine")
+    match = re.fullmatch(r"\w{1,32}", output.text.strip()) if output and output.exit_code == 0 else None
+    return match[0] if match else ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import secrets
+import shlex
 import subprocess
 import time
 from collections.abc import Iterable, Mapping
@@ -11,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from trainer.cluster.doctor.script import Item, list_items, make_script
+from trainer.cluster.doctor.script import FROM_NODE, Item, list_items, make_script
 from trainer.cluster.doctor.view import Answers, Output, View
 from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.ssh import SSH_FAILED, ssh_command
@@ -63,7 +64,7 @@ def ask(cluster: Cluster, host: Host, only_quick: bool) -> Answers:
         failure = "" if said else "no answer in time"
     except OSError as error:
         said, failure = b"", f"{command[0]} cannot be started: {error.strerror}"
-    answers = Answers(command=" ".join(command), failure=failure, began_at=began_at, ended_at=time.time())
+    answers = Answers(command=shlex.join(ssh_command(host, ["true"])), failure=failure, began_at=began_at, ended_at=time.time())
     return replace(answers, outputs=parse(said.decode("utf-8", "replace"), mark, list_items(cluster, host)))
 
 
@@ -72,8 +73,16 @@ def parse(said: str, mark: str, items: Iterable[Item]) -> dict[str, Output]:
     edge = re.escape(mark)
     frame = re.compile(rf"^{edge} begin (\w+)\n(.*?)\n?^{edge} end \1 (\d+)$", re.MULTILINE | re.DOTALL)
     frames = {match[1]: (match[2], int(match[3])) for match in frame.finditer(said)}
-    system = frames.get("system", ("", 0))[0].strip()
-    commands = {item.key: item.text for item in items if system in item.systems}
+    system, node = frames.get("system", ("", 0))[0].strip(), frames.get("node", ("", 1))[0]
+    commands = {item.key: _fill_in(item.shown, node) for item in items if system in item.systems}
     return {
         key: Output(command=commands.get(key, key), exit_code=exit_code, text=text) for key, (text, exit_code) in frames.items()
     }
+
+
+def _fill_in(command: str, node: str) -> str:
+    """Return a command with the paths that the host itself read from its node.json."""
+    for name in FROM_NODE:
+        path = re.search(rf'"{name}": *"([^"]*)"', node)
+        command = command.replace(name.upper(), shlex.quote(path[1]) if path else name)
+    return command

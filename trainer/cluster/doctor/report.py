@@ -82,7 +82,7 @@ def _print_check(console: Console, findings: Sequence[Finding]) -> None:
     for finding in findings:
         _print_rows(console, f"found on {finding.host}", [finding.detail])
         for command, said in finding.evidence:
-            _print_rows(console, f"$ {command}", [said])
+            _print_rows(console, f"$ {command}", [said or "(nothing)"])
     _print_rows(console, "why", [first.why])
     _print_rows(console, "by hand", [finding.by_hand for finding in findings])
     _print_rows(console, "remedy", [finding.remedy for finding in findings])

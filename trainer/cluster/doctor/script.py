@@ -9,19 +9,29 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterable
 from dataclasses import dataclass
+from pathlib import PurePosixPath
 
 from trainer.cluster.doctor import onhost
 from trainer.cluster.doctor.view import BOTH, DARWIN, LINUX
 from trainer.cluster.inventory import Cluster, Host
 
 MAX_BYTES = 4_000_000
+FROM_NODE = ("mpirun", "libmpi")
 MESH_TIMEOUT_S = 3
+OPTIONS = f"-o BatchMode=yes -o ConnectTimeout={MESH_TIMEOUT_S}"
+CONFIG = "ls ~/.ssh/flotilla/config"
+NETCAT = "/usr/bin/nc -z -G 2 {address} {port}"
+ROUTES = {LINUX: "ip route get {address}; ip route show to match {address}", DARWIN: "/sbin/route -n get {address}"}
 COUNTED_BLOCKS = 64  # of 64 KiB: far above what else is said on an idle link within a second
 
 
 @dataclass(frozen=True, kw_only=True)
 class Item:
-    """One command of the probe: a shell's text, the systems that have it, and the seconds that it may take."""
+    """One command of the probe: a shell's text, the systems that have it, and the seconds that it may take.
+
+    ``told`` is what a person would type for the same, where the text is more than that; it may hold the names of
+    `FROM_NODE` in capitals.
+    """
 
     key: str
     text: str
@@ -29,6 +39,12 @@ class Item:
     limit_s: int = 4
     is_quick: bool = False
     is_slow: bool = False
+    told: str = ""
+
+    @property
+    def shown(self) -> str:
+        """The command as evidence."""
+        return self.told or self.text.removeprefix("exec ")
 
 
 _HEAD = """\
@@ -82,19 +98,21 @@ def _ours(root: str, python: str) -> list[Item]:
     """What provisioning made: our folder, the environment, Open MPI."""
     mpirun, libmpi = _from_node(root, "mpirun"), _from_node(root, "libmpi")
     allow = '$([ "$(id -u)" != 0 ] || echo --allow-run-as-root)'
-    alone = f'mpirun={mpirun}; cd /; exec "$mpirun" {allow} --prtemca prte_tmpdir_base /tmp -np 1 /bin/hostname'
+    options = "--prtemca prte_tmpdir_base /tmp -np 1 /bin/hostname"
+    alone = f'mpirun={mpirun}; cd /; exec "$mpirun" {allow} {options}'
+    load = f"{python} -I -c {shlex.quote(onhost.LIBRARY)}"
     return [
         Item(key="node", text=f"cat {root}/node.json", is_quick=True),
         Item(key="environment", text=f"ls -d {root}/env/complete >/dev/null && readlink {root}/env", is_quick=True),
         Item(key="python", text=f"{python} -I -c {shlex.quote(onhost.VERSIONS)}", limit_s=6, is_slow=True),
-        Item(key="mpirun", text=f'mpirun={mpirun}; exec "$mpirun" --version', is_slow=True),
-        Item(key="alone", text=alone, limit_s=8, is_slow=True),
+        Item(key="mpirun", text=f'mpirun={mpirun}; exec "$mpirun" --version', is_slow=True, told="MPIRUN --version"),
+        Item(key="alone", text=alone, limit_s=8, is_slow=True, told=f"cd / && MPIRUN {options}"),
+        Item(key="libmpi", text=f'libmpi={libmpi}; exec {load} "$libmpi"', is_slow=True, told=f"{load} LIBMPI"),
         Item(
-            key="libmpi",
-            text=f'libmpi={libmpi}; exec {python} -I -c {shlex.quote(onhost.LIBRARY)} "$libmpi"',
-            is_slow=True,
+            key="on_path",
+            text="PATH=$session_path; command -v mpirun && mpirun --version 2>&1 | head -n 2",
+            told="command -v mpirun && mpirun --version",
         ),
-        Item(key="on_path", text="PATH=$session_path; command -v mpirun && mpirun --version 2>&1 | head -n 2"),
     ]
 
 
@@ -107,15 +125,15 @@ def _machine(root: str) -> list[Item]:
     """What the machine is and how it does."""
     manager = "for m in apt-get dnf zypper pacman; do command -v $m && exit; done; exit 1"
     touch = 'f=/tmp/.flotilla-doctor.$$; echo x >"$f" && rm "$f"'
-    folder = f"d={root}; while [ ! -d $d ]; do d=${{d%/*}}; d=${{d:-/}}; done"
+    disk = " || ".join(f"df -Pk {folder}" for folder in (root, *PurePosixPath(root).parents))
     return [
         Item(key="clock", text="date +%s", is_quick=True),
         Item(key="machine", text="uname -m"),
         Item(key="user", text="id -un; id -Gn"),
         Item(key="sudo", text="exec /usr/bin/sudo -n true", is_quick=True),
-        Item(key="disk", text=f"{folder}; df -Pk $d", is_quick=True),
+        Item(key="disk", text=disk, is_quick=True),
         Item(key="tmp", text=touch, is_quick=True),
-        Item(key="tmpdir", text='printf %s "$TMPDIR"'),
+        Item(key="tmpdir", text='echo "$TMPDIR"'),
         Item(key="processes", text="exec ps -axww -o pid= -o ppid= -o command=", is_quick=True),
         Item(key="glibc", text="getconf GNU_LIBC_VERSION", systems=(LINUX,)),
         Item(key="memory", text="cat /proc/meminfo", systems=(LINUX,)),
@@ -130,12 +148,13 @@ def _darwin() -> list[Item]:
     """What only a Mac has."""
     brew, service = "/opt/homebrew/bin/brew", '"Thunderbolt Bridge"'
     setup, packages = "exec /usr/sbin/networksetup", "open-mpi prrte pmix hwloc mpich"
-    versions = f"HOMEBREW_NO_AUTO_UPDATE=1 HOMEBREW_NO_ANALYTICS=1 {brew} list --versions {packages} 2>/dev/null; :"
+    versions = f"HOMEBREW_NO_AUTO_UPDATE=1 HOMEBREW_NO_ANALYTICS=1 {brew} list --versions {packages}"
+    profile = "/usr/sbin/system_profiler SPThunderboltDataType -json"
     texts = {
         "macos": ("exec /usr/bin/sw_vers", False),
         "tools": ("ls /Library/Developer/CommandLineTools/usr/bin/git", False),
         "brew": (f"ls -ld /opt/homebrew {brew}", False),
-        "brewed": (versions, False),
+        "brewed": (f"{versions} 2>/dev/null; :", False),
         "memory": ("exec /usr/sbin/sysctl hw.memsize", False),
         "wired": ("exec /usr/sbin/sysctl iogpu.wired_limit_mb", False),
         "power": ("exec /usr/bin/pmset -g", True),
@@ -144,9 +163,13 @@ def _darwin() -> list[Item]:
         "services": (f"{setup} -listnetworkserviceorder", True),
         "bridge": (f"{setup} -getinfo {service}", True),
         "interfaces": ("exec /sbin/ifconfig -a", True),
-        "thunderbolt": ("/usr/sbin/system_profiler SPThunderboltDataType -json 2>/dev/null", False),
+        "thunderbolt": (f"{profile} 2>/dev/null", False),
     }
-    return [Item(key=key, text=text, systems=(DARWIN,), limit_s=8, is_quick=quick) for key, (text, quick) in texts.items()]
+    told = {"brewed": versions, "thunderbolt": profile}
+    return [
+        Item(key=key, text=text, systems=(DARWIN,), limit_s=8, is_quick=quick, told=told.get(key, ""))
+        for key, (text, quick) in texts.items()
+    ]
 
 
 def _ways(cluster: Cluster, host: Host, root: str, python: str) -> list[Item]:
@@ -160,12 +183,9 @@ def _ways(cluster: Cluster, host: Host, root: str, python: str) -> list[Item]:
         words = " ".join(f"{name} {address} {port}" for name, address, port in fast)
         connect = f"p={python}; [ -x $p ] || p=/usr/bin/python3; exec $p -I -c {shlex.quote(onhost.CONNECT)} {words}"
         items.append(Item(key="connect", text=connect, limit_s=6, is_slow=True))
-        items.append(Item(key="nc", text=_each(fast, "/usr/bin/nc -z -G 2 {address} {port}"), systems=(DARWIN,), is_slow=True))
-        routes = {
-            LINUX: 'ip route get {address}; ip route show to match {address} | sed "s/^/| /"',
-            DARWIN: "/sbin/route -n get {address}",
-        }
-        items += [Item(key="route", text=_each(fast, text), systems=(system,)) for system, text in routes.items()]
+        items.append(Item(key="nc", text=_each(fast, NETCAT), systems=(DARWIN,), is_slow=True))
+        marked = {**ROUTES, LINUX: ROUTES[LINUX] + ' | sed "s/^/| /"'}
+        items += [Item(key="route", text=_each(fast, text), systems=(system,)) for system, text in marked.items()]
         counters = {LINUX: "cat /proc/net/dev", DARWIN: "/usr/sbin/netstat -ibn"}
         items += [_count(fast[0][1], text, system) for system, text in counters.items()]
     return items
@@ -178,11 +198,15 @@ def _rotate(hosts: tuple[Host, ...], host: Host) -> list[Host]:
 
 
 def _mesh(ways: Iterable[tuple[str, str]]) -> str:
-    """Return the shell's text that logs in everywhere at nearly the same time, and prints a line for each way."""
-    login = f"ssh -n -o BatchMode=yes -o ConnectTimeout={MESH_TIMEOUT_S}"
-    one = f'said=$({login} "$2" true 2>&1); printf "%s %s %d %s\\n" "$1" "$2" $? "$(printf %s "$said" | tr "\\n\\r" "  ")"'
+    """Return the shell's text that logs in everywhere at nearly the same time, and prints a line for each way.
+
+    Of more than ten logins that begin at once sshd drops some by chance (MaxStartups), so a dropped one is tried again.
+    """
+    dropped = 'case "$said" in *"reset by"*|*"closed by"*) sleep $pause ;; *) break ;; esac'
+    login = f'for pause in 1 2 0; do said=$(ssh -n {OPTIONS} "$2" true 2>&1); code=$?; {dropped}; done'
+    one = f'{login}; printf "%s %s %d %s\\n" "$1" "$2" $code "$(printf %s "$said" | tr "\\n\\r" "  ")"'
     starts = "".join(f"try {name} {address} & sleep 0.1\n" for name, address in ways)
-    return f"[ -f ~/.ssh/flotilla/config ] || {{ echo no ~/.ssh/flotilla/config; exit 1; }}\ntry() {{ {one}; }}\n{starts}wait"
+    return f"{CONFIG} >/dev/null || exit 1\ntry() {{ {one}; }}\n{starts}wait"
 
 
 def _each(ways: Iterable[tuple[str, str, int]], command: str) -> str:
@@ -194,7 +218,7 @@ def _each(ways: Iterable[tuple[str, str, int]], command: str) -> str:
 
 def _count(address: str, counters: str, system: str) -> Item:
     """Return the item that sends some bytes to a fast address, between two readings of all interfaces' counters."""
-    login = f"ssh -o BatchMode=yes -o ConnectTimeout={MESH_TIMEOUT_S} -o Compression=no {address} 'cat >/dev/null'"
-    send = f"dd if=/dev/zero bs=65536 count={COUNTED_BLOCKS} 2>/dev/null | {login} || exit 1"
-    text = f"[ -f ~/.ssh/flotilla/config ] || exit 1\n{counters}; echo ----; {send}; {counters}"
-    return Item(key="counters", text=text, systems=(system,), limit_s=8, is_slow=True)
+    login = f"ssh {OPTIONS} -o Compression=no {address} 'cat >/dev/null'"
+    send = f"dd if=/dev/zero bs=65536 count={COUNTED_BLOCKS} 2>/dev/null | {login}"
+    text = f"{CONFIG} >/dev/null || exit 1\n{counters}; echo ----; {send} || exit 1; {counters}"
+    return Item(key="counters", text=text, systems=(system,), limit_s=8, is_slow=True, told=f"{counters}; {send}; {counters}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import shlex
 from collections.abc import Callable, Mapping
@@ -24,7 +25,7 @@ class UnknownError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Output:
-    """What one command of the probe said, both streams together, and how it ended."""
+    """What one command of the probe said, both streams together, and how it ended; ``command`` is as one would type it."""
 
     command: str
     exit_code: int
@@ -50,11 +51,18 @@ class Answers:
     ended_at: float = 0.0
 
 
+Quote = tuple[str, str]  # a command, and what of its output shows the failure
+
+
 @dataclass(frozen=True, kw_only=True)
 class Fault:
-    """What a judge found: the outputs that show it, what they mean here, and values for the remedy's template."""
+    """What a judge found: the outputs that show it, what they mean here, and values for the remedy's template.
+
+    ``quotes`` are a command and what it said, where the part that matters is one of many lines.
+    """
 
     shown_by: tuple[str, ...] = ()
+    quotes: tuple[Quote, ...] = ()
     detail: str = ""
     values: Mapping[str, str] = field(default_factory=dict)
 
@@ -100,6 +108,10 @@ class View:
             raise UnknownError(f"`{shorten(output.command)}` ended with {output.exit_code} and said: {said}")
         return output.text
 
+    def quote(self, key: str, *lines: str) -> Quote:
+        """Return a command with these lines of what it said, as evidence."""
+        return self.output(key).command, "\n".join(line.strip() for line in lines)
+
     def json(self, key: str) -> Any:
         """Return the JSON that a command printed; raises `UnknownError` if it is none."""
         text = self.text(key)
@@ -120,7 +132,11 @@ class View:
         text = self.text("interfaces")
         try:
             found = parse_ifconfig(text) if self.system == DARWIN else parse_ip_addr(text)
-        except (ValueError, TypeError, KeyError, AttributeError) as error:
+            for address in (address for interface in found for address in interface.addresses):
+                ipaddress.ip_interface(address)
+            if not all(isinstance(word, str) for interface in found for word in (interface.name, interface.master)):
+                raise TypeError
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise UnknownError("the list of its network interfaces is not readable") from error
         if not found:
             raise UnknownError("the list of its network interfaces is empty")
@@ -235,12 +251,14 @@ class Finding:
     why: str
     remedy: str
     by_hand: str
+    is_about_link: bool = False
 
 
 def shorten(text: str, num_lines: int = 1, width: int = 160) -> str:
     """Return the first lines of ``text``, none longer than ``width``, and nothing that would steer a terminal."""
-    lines = ["".join(c if c.isprintable() or c == "\t" else "?" for c in line) for line in text.strip().splitlines()]
-    kept = [line if len(line) <= width else f"{line[: width - 1]}…" for line in lines[:num_lines]]
+    lines = text.strip().splitlines()
+    kept = ["".join(c if c.isprintable() or c == "\t" else "?" for c in line[: width + 1]) for line in lines[:num_lines]]
+    kept = [line if len(line) <= width else f"{line[: width - 1]}…" for line in kept]
     return "\n".join(kept) + ("\n…" if num_lines > 1 and len(lines) > num_lines else "")
 
 

@@ -7,6 +7,7 @@ provisioning, doctor and launcher must not disagree about a cable.
 from __future__ import annotations
 
 import ipaddress
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -17,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[4]))  # Ansible may run 
 
 from ansible.errors import AnsibleFilterError
 
-from trainer.cluster.cables import Cable, End, Graph, draw_graph, find_islands, find_loops
+from trainer.cluster.cables import Cable, End, Graph, draw_graph, find_islands, find_loops, parse_hardware_ports
 from trainer.errors import ClusterError
 
 SLOWEST_GBPS = 40  # Thunderbolt 3; a cable that carries less is a USB cable, or a broken one
@@ -158,6 +159,27 @@ def _find_strange_addresses(table: Mapping[str, Any], addresses: Mapping[str, st
             yield f"{host}: address {address} is none of its cables' ({', '.join(own)}); use one of them, or leave it out"
 
 
+def list_addresses(table: Mapping[str, Any], host: str, neighbour: str | None = None) -> list[str]:
+    """Return the addresses of ``host`` in thunderbolt.json, each once; only those of cables to ``neighbour`` if it is given."""
+    found = []
+    for cable in table["cables"]:
+        names = {cable["a"]["host"], cable["b"]["host"]}
+        if neighbour is None or names == {host, neighbour}:
+            found += [cable[side]["address"] for side in ("a", "b") if cable[side]["host"] == host]
+    return list(dict.fromkeys(filter(None, found)))
+
+
+def list_port_devices(hardware_ports: str) -> list[str]:
+    """Return the interfaces of the Thunderbolt ports, in the ports' order, of ``networksetup -listallhardwareports``."""
+    ports = parse_hardware_ports(hardware_ports)
+    return [device for name, device in sorted(ports.items()) if re.fullmatch(r"Thunderbolt \d+", name)]
+
+
+def find_bridge_device(hardware_ports: str) -> str:
+    """Return the interface of the Thunderbolt Bridge; bridge0, as macOS names it, where the bridge was deleted."""
+    return parse_hardware_ports(hardware_ports).get("Thunderbolt Bridge", "bridge0")
+
+
 class FilterModule:
     """Filters of the role."""
 
@@ -167,4 +189,7 @@ class FilterModule:
             "thunderbolt_map": map_cables,
             "thunderbolt_problems": find_cable_problems,
             "thunderbolt_ends": list_ends,
+            "thunderbolt_addresses": list_addresses,
+            "thunderbolt_devices": list_port_devices,
+            "thunderbolt_bridge": find_bridge_device,
         }

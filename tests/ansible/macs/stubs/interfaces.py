@@ -5,9 +5,8 @@ from __future__ import annotations
 import ipaddress
 
 from .mac import LINK, Mac, State, refuse, say
-from .network import carry_over, is_active, new_bridge
+from .network import WIFI, carry_over, is_active, live_inet, new_bridge
 
-WIFI = "wifi0"  # the laboratory's interface behind the one that the host is managed by
 FLAGS = {"UP": 0x1, "BROADCAST": 0x2, "SMART": 0x20, "RUNNING": 0x40, "PROMISC": 0x100, "SIMPLEX": 0x800, "MULTICAST": 0x8000}
 
 
@@ -104,7 +103,7 @@ def _show(mac: Mac, state: State, device: str) -> str:
     options = "460<TSO4,TSO6,CHANNEL_IO>" if bus else "6460<TSO4,TSO6,CHANNEL_IO,PARTIAL_CSUM,ZEROINVERT_CSUM>"
     lines.append(f"\toptions={'63<RXCSUM,TXCSUM,TSO4,TSO6>' if 'members' in interface else options}")
     lines.append(f"\tether {interface['ether']}")
-    lines += [_show_inet(inet) for inet in _inet(mac, state, device)]
+    lines += [_show_inet(inet) for inet in live_inet(mac, state, device)]
     if "members" in interface:
         lines += _show_members(state, interface)
     active = is_active(mac, state, device)
@@ -130,15 +129,6 @@ def _show_members(state: State, interface: dict) -> list[str]:
     return lines
 
 
-def _inet(mac: Mac, state: State, device: str) -> list[dict]:
-    """Return an interface's addresses: the managed one's are what the laboratory's host really has."""
-    if device != state["managed_by"] or mac.interface(WIFI) is None:
-        return list(state["interfaces"][device]["inet"])
-    shown = mac.run("ip", "-brief", "-4", "address", "show", "dev", WIFI).stdout.split()[2:]
-    real = [ipaddress.IPv4Interface(address) for address in shown]
-    return [{"address": str(one.ip), "mask": str(one.netmask)} for one in real]
-
-
 def netstat(mac: Mac, args: list[str]) -> None:
     """Count bytes per interface, for ``-i -b -n``: those of the laboratory's links."""
     if "i" not in "".join(args):
@@ -154,7 +144,7 @@ def netstat(mac: Mac, args: list[str]) -> None:
         mark = "" if interface["up"] else "*"
         link = f"<Link#{interface['index']}>"
         say(f"{device + mark:<10} {interface['mtu']:<5} {link:<11}   {interface.get('ether', ''):<17}{tail}")
-        for inet in _inet(mac, state, device):
+        for inet in live_inet(mac, state, device):
             network = ipaddress.IPv4Interface(f"{inet['address']}/{inet['mask']}").network
             row = [*counts[:1], "-", counts[2], counts[3], "-", counts[5], "-"]
             tail = " {:>8} {:>5} {:>10} {:>8} {:>5} {:>10} {:>5}".format(*row)
@@ -196,7 +186,7 @@ def route(mac: Mac, args: list[str]) -> None:
     nets = [
         (ipaddress.IPv4Interface(f"{inet['address']}/{inet['mask']}"), device)
         for device, interface in state["interfaces"].items()
-        for inet in ([{"address": "127.0.0.1", "mask": "255.0.0.0"}] if device == "lo0" else _inet(mac, state, device))
+        for inet in ([{"address": "127.0.0.1", "mask": "255.0.0.0"}] if device == "lo0" else live_inet(mac, state, device))
         if interface["up"]
     ]
     try:

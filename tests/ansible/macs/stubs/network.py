@@ -10,6 +10,8 @@ import ipaddress
 
 from .mac import LINK, Mac, State
 
+WIFI = "wifi0"  # the laboratory's interface behind the one that the host is managed by
+
 
 def find_service(state: State, name: str) -> dict | None:
     """Return the service of this name."""
@@ -67,6 +69,15 @@ def is_active(mac: Mac, state: State, device: str) -> bool:
     if bus is not None:
         return bool(bus["peer"]) and not mac.is_cut
     return bool(interface.get("active", False))
+
+
+def live_inet(mac: Mac, state: State, device: str) -> list[dict]:
+    """Return an interface's addresses: the managed one's are what the laboratory's host really has."""
+    if device != state["managed_by"] or mac.interface(WIFI) is None:
+        return list(state["interfaces"][device]["inet"])
+    shown = mac.run("ip", "-brief", "-4", "address", "show", "dev", WIFI).stdout.split()[2:]
+    real = [ipaddress.IPv4Interface(address) for address in shown]
+    return [{"address": str(one.ip), "mask": str(one.netmask)} for one in real]
 
 
 def carry_over(mac: Mac, state: State) -> None:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable
 
 from .mac import Mac, State, refuse, say
-from .network import carry_over, find_service, settle
+from .network import carry_over, find_service, live_inet, settle
 from .preferences import write_network
 
 HEADER = "An asterisk (*) denotes that a network service is disabled."
@@ -54,7 +54,7 @@ def _get_info(mac: Mac, state: State, rest: list[str]) -> None:
     service, ipv4 = _named(state, rest), _named(state, rest)["ipv4"]
     if ipv4["method"] == "dhcp":
         say("DHCP Configuration")
-        if lease := ipv4.get("lease"):
+        if lease := _lease(mac, state, service):
             say(f"IP address: {lease['address']}\nSubnet mask: {lease['mask']}\nRouter: {lease['router'] or '(null)'}")
         say(f"Client ID: {ipv4['client_id']}".rstrip())
     elif ipv4["method"] == "manual":
@@ -63,6 +63,13 @@ def _get_info(mac: Mac, state: State, rest: list[str]) -> None:
     say(f"IPv6: {service['ipv6']}\nIPv6 IP address: none\nIPv6 Router: none")
     ether = next((port["ether"] for port in state["ports"] if port["device"] == service["device"]), "(null)")
     say(f"{'Wi-Fi ID' if service['port'] == 'Wi-Fi' else 'Ethernet Address'}: {ether}")
+
+
+def _lease(mac: Mac, state: State, service: dict) -> dict | None:
+    """Return the lease; that of the interface by which the host is managed has the laboratory's address."""
+    lease: dict | None = service["ipv4"].get("lease")
+    is_managed = lease is not None and service["enabled"] and service["device"] == state["managed_by"]
+    return {**lease, **live_inet(mac, state, service["device"])[0]} if lease and is_managed else lease
 
 
 def _get_mtu(mac: Mac, state: State, rest: list[str]) -> None:

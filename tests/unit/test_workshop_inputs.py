@@ -1,0 +1,456 @@
+"""What people call a data set: each odd or broken file is read, or refused with line and reason; nothing is lost silently."""
+
+# ruff: noqa: E501 - the table of cases is read across
+
+from __future__ import annotations
+
+import codecs
+import importlib
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from trainer.data.formats import Sample, parse_line
+from trainer.errors import InputError
+from trainer.workshop.curate import Curator
+from trainer.workshop.settings import Settings
+from trainer.workshop.sources import find_files, read_portions
+
+patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
+
+PAIR = '{"prompt": "ahoy?", "completion": "arr"}'
+CHAT = '{"messages": [{"role": "user", "content": "ahoy?"}, {"role": "assistant", "content": "arr"}]}'
+SHARE = '{"conversations": [{"from": "human", "value": "ahoy?"}, {"from": "gpt", "value": "arr"}]}'
+ONE = ["ahoy?", "arr"]
+HINT = "--map FIELD=COLUMN tells what is what"
+
+
+@dataclass
+class Became:
+    """What a file became: the contents of each conversation, and what was dropped as "line rule: text"."""
+
+    kept: list[list[str]]
+    dropped: list[str]
+    num_read: int
+
+
+def curate(path: Path, **changes: Any) -> Became:
+    """Return what the workers make of a file, one portion after the other."""
+    curator = Curator(Settings(**changes), None)
+    kept, dropped, num_read = [], [], 0
+    for portion in read_portions(path):
+        for record in portion.records:  # one by one, so that no example is left out for being the sixth
+            curated = curator.curate(type(portion)(portion.path, [record]))
+            num_read += curated.num_read
+            for line in curated.lines:
+                sample = parse_line(line, path, 1)
+                assert isinstance(sample, Sample), sample
+                kept.append([message.content for message in sample.messages])
+            for rule, (example,) in curated.dropped.examples.items():
+                place, _, text = example.removeprefix(f"{path}:").partition(": ")
+                dropped.append(f"{place} {rule}: {text}")
+    return Became(kept, dropped, num_read)
+
+
+def table(*rows: str) -> str:
+    return "\n".join(rows) + "\n"
+
+
+DEEP = '{"prompt": ' + "[" * 100_000 + "]" * 100_000 + "}"
+NESTED = json.dumps({"messages": json.dumps([{"role": "user", "content": "ahoy?"}, {"role": "assistant", "content": "arr"}])})
+LONG = json.dumps({"prompt": "ahoy?", "completion": "arr " * 5_000_000})
+
+# name: (file name, content, contents of what is kept, what is dropped)
+CASES: dict[str, tuple[str, str | bytes, list[list[str]], list[str]]] = {
+    # forms
+    "chat": ("a.jsonl", CHAT, [ONE], []),
+    "prompt and completion": ("a.jsonl", PAIR, [ONE], []),
+    "sharegpt": ("a.jsonl", SHARE, [ONE], []),
+    "instruction with input": ("a.jsonl", '{"instruction": "a", "input": "b", "output": "c"}', [["a\n\nb", "c"]], []),
+    "instruction with an empty input": ("a.jsonl", '{"instruction": "a", "input": "", "output": "c"}', [["a", "c"]], []),
+    "instruction with context": ("a.jsonl", '{"instruction": "a", "context": "b", "response": "c"}', [["a\n\nb", "c"]], []),
+    "question and answer": ("a.jsonl", '{"Question": "a?", "Answer": "c"}', [["a?", "c"]], []),
+    "a system prompt beside": ("a.jsonl", '{"system": "s", "prompt": "a", "response": "c"}', [["s", "a", "c"]], []),
+    "preferences": (
+        "a.jsonl",
+        '{"chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}], "rejected": []}',
+        [],
+        ['1 form: has no question, or an empty one, only answer among "chosen", "rejected"; --map question=COLUMN names it'],
+    ),
+    "prompt and chosen": (
+        "a.jsonl",
+        '{"prompt": "a", "chosen": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}',
+        [["a", "b"]],
+        [],
+    ),
+    "a bare list of turns": ("a.jsonl", '["ahoy?", "arr"]', [ONE], []),
+    "a transcript": ("a.jsonl", json.dumps({"text": "User: ahoy?\nAssistant: arr"}), [ONE], []),
+    "a transcript of the old kind": ("a.jsonl", json.dumps({"text": "### Human: ahoy?\n### Assistant: arr"}), [ONE], []),
+    "ChatML as text": (
+        "a.jsonl",
+        json.dumps({"text": "<|im_start|>user\nahoy?<|im_end|>\n<|im_start|>assistant\narr<|im_end|>"}),
+        [ONE],
+        [],
+    ),
+    "parts of content": (
+        "a.jsonl",
+        '{"messages": [{"role": "user", "content": [{"type": "text", "text": "ahoy?"}]}, {"role": "assistant", "content": "arr"}]}',
+        [ONE],
+        [],
+    ),
+    "mixed forms": ("a.jsonl", table(CHAT, PAIR, SHARE, '["ahoy?", "arr"]'), [ONE] * 4, []),
+    "nested JSON strings": ("a.jsonl", NESTED, [ONE], []),
+    "a number for an answer": ("a.jsonl", '{"prompt": "1+1", "completion": 2}', [["1+1", "2"]], []),
+    "unknown columns": ("a.jsonl", '{"a": "x", "b": "y"}', [], [f'1 form: holds no conversation that we know, only "a", "b"; {HINT}']),
+    # JSON, broken
+    "a trailing comma": (
+        "a.jsonl",
+        table(PAIR, PAIR[:-1] + ",}"),
+        [ONE],
+        ["2 json: is not JSON: Expecting property name enclosed in double quotes at column 41"],
+    ),
+    "single quotes": ("a.jsonl", "{'prompt': 'a'}", [], ["1 json: is not JSON: Expecting property name enclosed in double quotes at column 2"]),
+    "two objects on a line": ("a.jsonl", PAIR + PAIR, [], ["1 json: is not JSON: Extra data at column 41"]),
+    "a line cut off": ("a.jsonl", table(PAIR, PAIR[:20]), [ONE], ["2 json: is not JSON: Expecting property name enclosed in double quotes at column 21"]),
+    "an object over several lines": (
+        "a.jsonl",
+        '{"prompt": "a",\n"completion": "b"}',
+        [],
+        ["1 json: is not JSON: Expecting property name enclosed in double quotes at column 16", "2 json: is not JSON: Extra data at column 13"],
+    ),
+    "a key twice": ("a.jsonl", '{"prompt": "a", "prompt": "b", "completion": "c"}', [], ['1 json: has "prompt" twice; which one is meant?']),
+    "empty lines": ("a.jsonl", f"\n{PAIR}\n\n", [ONE], ["1 empty-line: the line is empty", "3 empty-line: the line is empty"]),
+    "no newline at the end": ("a.jsonl", f"{PAIR}\n{PAIR}", [ONE] * 2, []),
+    "Windows' line ends": ("a.jsonl", f"{PAIR}\r\n{PAIR}\r\n", [ONE] * 2, []),
+    "nesting without end": ("a.jsonl", DEEP, [], ["1 json: is nested too deeply"]),
+    "a number without end": ("a.jsonl", "9" * 5000, [], ["1 json: holds a number that is too long"]),
+    "null": ("a.jsonl", "null", [], ["1 form: is null, which holds no conversation"]),
+    "NaN": ("a.jsonl", '{"prompt": NaN, "completion": "a"}', [], ['1 form: has no question, or an empty one, only answer among "prompt", "completion"; --map question=COLUMN names it']),
+    "a line of 20 MB": ("a.jsonl", LONG, [["ahoy?", ("arr " * 5_000_000).rstrip()]], []),
+    "an object for a content": (
+        "a.jsonl",
+        '{"messages": [{"role": "user", "content": {"a": 1}}]}',
+        [],
+        ['1 form: messages[0].content: {"a": 1} is not a text'],
+    ),
+    "a role that nobody knows": (
+        "a.jsonl",
+        '{"messages": [{"role": "wizard", "content": "a"}]}',
+        [],
+        ['1 form: messages[0].role: "wizard" is nobody we know'],
+    ),
+    "a tool's turn": (
+        "a.jsonl",
+        '{"messages": [{"role": "user", "content": "a"}, {"role": "tool", "content": "b"}]}',
+        [],
+        ['1 form: messages[1].role: "tool" is nobody we know'],
+    ),
+    # turns
+    "two turns of one speaker": (
+        "a.jsonl",
+        '["a"]\n' + json.dumps({"messages": [{"role": r, "content": c} for r, c in (("user", "a"), ("user", "b"), ("assistant", "c"))]}),
+        [["a\n\nb", "c"]],
+        ["1 schema: has no question with an answer"],
+    ),
+    "the assistant begins": (
+        "a.jsonl",
+        json.dumps({"messages": [{"role": r, "content": c} for r, c in (("assistant", "hi"), ("user", "a"), ("assistant", "c"))]}),
+        [["a", "c"]],
+        [],
+    ),
+    "nobody answers": ("a.jsonl", json.dumps({"messages": [{"role": "user", "content": "a"}]}), [], ["1 schema: has no question with an answer"]),
+    "the user has the last word": (
+        "a.jsonl",
+        json.dumps({"messages": [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", "b"), ("user", "c"))]}),
+        [["a", "b"]],
+        [],
+    ),
+    "an empty turn": (
+        "a.jsonl",
+        json.dumps({"messages": [{"role": r, "content": c} for r, c in (("user", "a"), ("assistant", " \n"))]}),
+        [],
+        ["1 empty-turn: messages[1].content: is empty"],
+    ),
+    "a late system message": (
+        "a.jsonl",
+        json.dumps({"messages": [{"role": r, "content": r} for r in ("user", "system", "assistant")]}),
+        [],
+        ["1 schema: messages[1]: a system message may only come first"],
+    ),
+    "an answer that repeats the question": ("a.jsonl", '{"prompt": "Ahoy?", "completion": "ahoy!"}', [], ["1 identical-turns: the answer repeats the question"]),
+    # encodings and characters
+    "a byte order mark": ("a.jsonl", b"\xef\xbb\xbf" + PAIR.encode(), [ONE], []),
+    "UTF-16": ("a.jsonl", f"{PAIR}\n{PAIR}\n".encode("utf-16"), [ONE] * 2, []),
+    "UTF-16 without a mark": ("a.jsonl", f"{PAIR}\n{PAIR}\n".encode("utf-16-le"), [ONE] * 2, []),
+    "UTF-32": ("a.jsonl", codecs.BOM_UTF32_LE + f"{PAIR}\n".encode("utf-32-le"), [ONE], []),
+    "Latin-1 all through": (
+        "a.jsonl",
+        "\n".join(f'{{"prompt": "où est le garçon n° {n}?", "completion": "à côté de la fenêtre, près du café"}}' for n in range(40)).encode("latin-1"),
+        [[f"où est le garçon n° {n}?", "à côté de la fenêtre, près du café"] for n in range(40)],
+        [],
+    ),
+    "one line of Latin-1 in UTF-8": (
+        "a.jsonl",
+        (table(*[PAIR.replace("arr", "Jürgen")] * 30)).encode() + '{"prompt": "é", "completion": "b"}'.encode("latin-1"),
+        [["ahoy?", "Jürgen"]] * 30,
+        ["31 encoding: is not UTF-8 text, from byte 13 on"],
+    ),
+    "null characters inside": ("a.jsonl", '{"prompt": "a\\u0000b", "completion": "c\\u0007"}', [["ab", "c"]], []),
+    "null bytes between": ("a.jsonl", PAIR.encode() + b"\n\0\0\n" + PAIR.encode(), [ONE] * 2, ["2 json: is not JSON: Expecting value at column 1"]),
+    "lone surrogates": (
+        "a.jsonl",
+        '{"prompt": "a\\ud83c", "completion": "c"}',
+        [],
+        ["1 encoding: holds a character that was lost in reading or writing, at position 1"],
+    ),
+    "characters that were lost": (
+        "a.jsonl",
+        '{"prompt": "a", "completion": "caf\ufffd"}',
+        [],
+        ["1 encoding: holds a character that was lost in reading or writing, at position 3"],
+    ),
+    "right-to-left text": ("a.jsonl", '{"prompt": "שלום?", "completion": "مرحبا"}', [["שלום?", "مرحبا"]], []),
+    "direction overrides": ("a.jsonl", '{"prompt": "a\u202eb\u2066", "completion": "c"}', [["ab", "c"]], []),
+    "emoji that are joined": ("a.jsonl", '{"prompt": "👩‍👩‍👧?", "completion": "🏴‍☠️ 👍🏽"}', [["👩‍👩‍👧?", "🏴‍☠️ 👍🏽"]], []),
+    "accents apart": ("a.jsonl", '{"prompt": "cafe\u0301", "completion": "b"}', [["café", "b"]], []),
+    "line separators": ("a.jsonl", '{"prompt": "a\u2028b", "completion": "c\u0085d"}', [["a\u2028b", "c\u0085d"]], []),
+    "Windows' line ends inside": ("a.jsonl", '{"prompt": "a\\r\\nb", "completion": "c\\rd"}', [["a\nb", "c\nd"]], []),
+    # JSON files
+    "a list": ("a.json", f"[{PAIR},\n {CHAT}]", [ONE] * 2, []),
+    "a list in an object": ("a.json", f'{{"version": 1, "data": [{PAIR}, {PAIR}]}}', [ONE] * 2, []),
+    "one object": ("a.json", CHAT, [ONE], []),
+    "lines by another name": ("a.json", f"{PAIR}\n{PAIR}\n", [ONE] * 2, []),
+    "a list cut off": ("a.json", f"[{PAIR},\n", [ONE], ["2 broken: the list never ends: the file is cut off"]),
+    "a list broken inside": (
+        "a.json",
+        f"[{PAIR},\n{{'a'}},\n{PAIR}]",
+        [ONE],
+        ["2 broken: is not JSON: Expecting property name enclosed in double quotes; nothing after it is read"],
+    ),
+    "a list without commas": ("a.json", f"[{PAIR}\n{PAIR}]", [ONE], ["2 broken: is not JSON: a comma is missing before {"]),
+    "a list of nothing": ("a.json", "[]", [], []),
+    "a text for JSON": ("a.json", '"hello"', [], ["1 broken: is not a list of samples"]),
+    "an empty JSON file": ("a.json", "", [], ["1 broken: the file is empty"]),
+    # tables
+    "CSV": ("a.csv", "prompt,completion\nahoy?,arr\n", [ONE], []),
+    "CSV of a spreadsheet": ("a.csv", "\ufeffprompt;completion\r\nahoy?;arr\r\n", [ONE], []),
+    "TSV": ("a.tsv", "prompt\tcompletion\nahoy?\tarr\n", [ONE], []),
+    "cells of several lines": ("a.csv", 'prompt,completion\n"a\nb","c, d"\nahoy?,arr\n', [["a\nb", "c, d"], ONE], []),
+    "empty columns": ("a.csv", "prompt,completion,\nahoy?,arr,\n,,\n", [ONE], []),
+    "an empty cell": (
+        "a.csv",
+        "prompt,completion\nahoy?,\n",
+        [],
+        ['2 form: has no answer, or an empty one, only question among "prompt", "completion"; --map answer=COLUMN names it'],
+    ),
+    "too many cells": ("a.csv", "prompt,completion\na,b,c\nahoy?,arr\n", [ONE], ["2 broken: has 3 cells for 2 columns; quote cells that hold a ','"]),
+    "a quote that never ends": ("a.csv", 'prompt,completion\na,"b\n', [], ["2 broken: is not CSV: unexpected end of data; nothing after it is read"]),
+    "messages in a cell": ("a.csv", 'id,messages\n1,"[{""role"": ""user"", ""content"": ""ahoy?""}, {""role"": ""assistant"", ""content"": ""arr""}]"\n', [ONE], []),
+    "an empty table": ("a.csv", "", [], ["1 broken: the file is empty"]),
+    "null bytes in a table": ("a.csv", "prompt,completion\na\0,b\nahoy?,arr\n", [ONE], ["2 encoding: holds a character that was lost in reading or writing, at position 1"]),
+    # texts
+    "Markdown": ("a.md", "# Title\n\n## What is it?\nA ship.\n\n## Why?\n```\n# no heading\n```\n", [["What is it?", "A ship."], ["Why?", "```\n# no heading\n```"]], []),
+    "a transcript as a file": ("a.txt", "Q: ahoy?\nA: arr\n", [ONE], []),
+    "prose": ("a.txt", f"{'one ' * 120}\n\n{'two ' * 120}", [[f"Continue this text:\n\n{('one ' * 120).strip()}", ("two " * 120).strip()]], []),
+    "prose of one passage": ("a.txt", "only this", [], ["1 broken: is a text of one passage, with nothing to learn its continuation from"]),
+    "an empty text": ("a.txt", " \n", [], ["1 broken: the file is empty"]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_odd_input_is_read_or_refused_with_line_and_reason(name: str, tmp_path: Path) -> None:
+    """What is kept is exactly that, and each record that is not is told with its line and why."""
+    file, content, kept, dropped = CASES[name]
+    path = tmp_path / file
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    became = curate(path)
+    assert became.kept == kept
+    # Python 3.13 names the trailing comma, older ones what they expected instead
+    named = "Illegal trailing comma before end of object at column 40"
+    usual = "Expecting property name enclosed in double quotes at column 41"
+    assert [text.replace(named, usual) for text in became.dropped] == dropped
+
+
+def test_there_are_sixty_of_them() -> None:
+    """The table above is as long as it was meant to be."""
+    assert len(CASES) >= 60
+
+
+NO_FILE = (
+    "the folder holds no file that is read; these are: "
+    ".jsonl .ndjson .json .csv .tsv .parquet .arrow .feather .txt .md .markdown .text"
+)
+REFUSED: dict[str, tuple[Callable[[Path], None], str]] = {
+    "nothing there": (lambda _: None, "{path}: there is no such file or folder"),
+    "a file of no known kind": (
+        lambda path: (path.mkdir(), (path / "a.exe").write_text("x"))[0],
+        "{path}: " + NO_FILE,
+    ),
+    "an empty folder": (
+        lambda path: path.mkdir(),
+        "{path}: " + NO_FILE,
+    ),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_source_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
+    """The path and what would do are told."""
+    make, message = REFUSED[name]
+    path = tmp_path / "source"
+    make(path)
+    with pytest.raises(InputError) as caught:
+        find_files([str(path)], lambda _: pytest.fail("asked the hub"))
+    assert str(caught.value) == message.format(path=path)
+
+
+def test_a_folder_where_a_file_is_expected_is_gone_through(tmp_path: Path) -> None:
+    """A folder by the name of a file is a folder; hidden files, read-me files and a manifest beside data are left alone."""
+    folder = tmp_path / "a.jsonl"
+    (folder / "deep").mkdir(parents=True)
+    for name in ("deep/b.jsonl", "a.csv", ".hidden.jsonl", "README.md", "manifest.json", "._a.csv"):
+        (folder / name).write_text(PAIR)
+    files = find_files([str(folder), str(folder / "a.csv")], lambda _: pytest.fail("asked the hub"))
+    assert [str(file.relative_to(folder)) for file in files] == ["a.csv", "deep/b.jsonl"]
+
+
+def test_binary_files_are_refused(tmp_path: Path) -> None:
+    """Bytes that are no text in any encoding are told as such, not guessed at."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\0\0\0\1\0\0\0\0" * 99)
+    with pytest.raises(InputError) as caught:
+        list(read_portions(path))
+    assert str(caught.value) == f"{path}: holds no text: 693 of its first 792 bytes are null"
+
+
+def test_a_hub_id_is_asked_for_where_no_such_path_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """owner/name is the hub's unless it is a path; hf: says so in any case; patterns are matched; all problems come together."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    for name in ("own/a.jsonl", "own/b.jsonl", "from-hub.jsonl"):
+        (tmp_path / name).write_text(PAIR)
+    asked: list[str] = []
+
+    def fetch(name: str) -> Path:
+        asked.append(name)
+        if name == "no/such":
+            raise InputError(f"{name}: is nowhere")
+        return tmp_path / "from-hub.jsonl"
+
+    found = find_files(["owner/name", "hf:own/a", "own/*.jsonl", "own/a.jsonl"], fetch)
+    assert [file.name for file in found] == ["from-hub.jsonl", "a.jsonl", "b.jsonl"]
+    assert asked == ["owner/name", "own/a"]
+    with pytest.raises(InputError) as caught:
+        find_files(["no/such", "missing", "none*.csv"], fetch)
+    assert str(caught.value) == "no/such: is nowhere\nmissing: there is no such file or folder\nnone*.csv: matches no file"
+
+
+def test_a_mapping_names_the_columns(tmp_path: Path) -> None:
+    """Columns of any name are read once they are told, a spelling mistake is caught, and --form decides what a record is."""
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"Frage": "ahoy?", "Antwort": "arr", "Thema": "see"}\n')
+    assert curate(path, mapping=(("question", "Frage"), ("answer", "Antwort"))).kept == [ONE]
+    assert curate(path, mapping=(("question", "Farge"),)).dropped == [
+        '1 form: has no "Farge", which --map names for question; did you mean Frage?'
+    ]
+    path.write_text('{"text": "User: a\\nAssistant: b", "prompt": "ahoy?", "completion": "arr"}\n')
+    assert curate(path).kept == [ONE]
+    assert curate(path, form="text").kept == [["a", "b"]]
+
+
+def test_a_system_prompt_is_added_where_there_is_none(tmp_path: Path) -> None:
+    """--system does not replace a conversation's own."""
+    path = tmp_path / "a.jsonl"
+    path.write_text(table(PAIR, '{"system": "own", "prompt": "a", "response": "b"}'))
+    assert curate(path, system="Be brief.").kept == [["Be brief.", *ONE], ["own", "a", "b"]]
+
+
+@pytest.mark.parametrize("suffix", ["parquet", "arrow", "feather"])
+def test_columns_are_read(suffix: str, tmp_path: Path) -> None:
+    """Parquet and Arrow, with lists of structs as the hub has them; a broken file is refused by name."""
+    pyarrow = pytest.importorskip("pyarrow", reason="needs pyarrow: pip install --require-hashes -r requirements-parquet.lock")
+    feather, parquet = (importlib.import_module(f"pyarrow.{name}") for name in ("feather", "parquet"))
+    rows = [json.loads(SHARE)] * 3
+    path = tmp_path / f"a.{suffix}"
+    content = pyarrow.Table.from_pylist(rows)
+    if suffix == "parquet":
+        parquet.write_table(content, path)
+    elif suffix == "feather":
+        feather.write_feather(content, path)
+    else:  # as `datasets` writes it
+        with pyarrow.ipc.new_stream(path, content.schema) as writer:
+            writer.write_table(content)
+    assert curate(path).kept == [ONE] * 3
+    path.write_bytes(b"PAR1 no more")
+    with pytest.raises(InputError, match=rf"^{path}: cannot be read as {suffix}: "):
+        curate(path)
+
+
+def test_without_pyarrow_the_remedy_is_told(tmp_path: Path) -> None:
+    """Where pyarrow is not installed, the command that brings it."""
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    program = (
+        "import sys; sys.modules['pyarrow'] = None\n"
+        "from pathlib import Path\nfrom trainer.workshop.sources import read_portions\n"
+        f"list(read_portions(Path({str(tmp_path / 'a.parquet')!r})))"
+    )
+    shown = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=Path(__file__).parents[2])
+    said = "reading .parquet needs pyarrow; .venv/bin/python -m pip install --require-hashes -r requirements-parquet.lock brings it"
+    assert shown.stderr.strip().endswith(said)
+
+
+json_value = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20),
+    lambda inner: (
+        st.lists(inner, max_size=4)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "messages", "prompt", "completion", "from", "value", "text"]), inner
+        )
+    ),
+    max_leaves=12,
+)
+
+
+@patient
+@given(st.lists(json_value, max_size=6))
+def test_any_json_is_a_conversation_or_a_reason(tmp_path: Path, values: list[object]) -> None:
+    """Each record of a file is kept or dropped with a reason, and what is kept is read back by the trainer."""
+    path = tmp_path / "any.jsonl"
+    path.write_text("".join(json.dumps(value) + "\n" for value in values))
+    became = curate(path)
+    assert became.num_read == len(values) == len(became.kept) + len(became.dropped)
+    assert all(text.isprintable() for text in became.dropped)
+
+
+@patient
+@given(st.binary(max_size=300), st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.md"]))
+def test_any_bytes_end_in_conversations_or_reasons(tmp_path: Path, noise: bytes, name: str) -> None:
+    """No file ends in anything but samples, reasons with lines, or one `InputError` that begins with its name."""
+    path = tmp_path / name
+    path.write_bytes(noise)
+    try:
+        became, said = curate(path), ""
+    except InputError as error:
+        became, said = Became([], [], 0), str(error)
+    assert not said or said.startswith(f"{path}: ")
+    assert all(text.split(" ", 1)[0].isdigit() for text in became.dropped)
+
+
+@patient
+@given(st.lists(json_value, min_size=1, max_size=8), st.booleans())
+def test_a_list_is_read_like_lines(tmp_path: Path, values: list[object], pretty: bool) -> None:
+    """The same records come of a JSON list, however it is laid out, as of JSON Lines."""
+    lines, whole = tmp_path / "a.jsonl", tmp_path / "a.json"
+    lines.write_text("".join(json.dumps(value) + "\n" for value in values))
+    whole.write_text(json.dumps(values, indent=2 if pretty else None))
+    one, two = curate(lines), curate(whole)
+    assert one.kept == two.kept
+    assert [text.split(" ", 1)[1] for text in one.dropped] == [text.split(" ", 1)[1] for text in two.dropped]

@@ -1,0 +1,45 @@
+"""The rows of a run: made or found in this host's token store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from trainer.cluster.plan import RunPlan
+from trainer.comm.group import Comm
+from trainer.data.fill import fill_store
+from trainer.data.store import TokenStore, check_all_lengths, key_store, open_store
+from trainer.paths import cache_dir
+
+Tick = Callable[[int, int], None]
+
+
+def make_rows(
+    data: Path, digest: str, model: Path, *, trust_remote_code: bool, max_tokens: int, tick: Tick
+) -> dict[str, TokenStore]:
+    """Return the splits' rows, tokenised now or before; raises `InputError` for every line that cannot be learned from."""
+    folder = cache_dir() / "tokens" / key_store(digest, model)
+    fill_store(folder, data, model, trust_remote_code=trust_remote_code, tick=tick)
+    return _open(folder, data, max_tokens)
+
+
+def load_rows(plan: RunPlan, comm: Comm, tick: Tick = lambda _done, _total: None) -> dict[str, TokenStore]:
+    """Return the splits' rows of a run; a collective: one rank of each host makes what is not there, the others wait."""
+    digest, config = plan.fingerprints["data"], plan.config
+    if comm.is_first_on_host:
+        make_rows(
+            plan.data_path,
+            digest,
+            plan.model_path,
+            trust_remote_code=config.model.trust_remote_code,
+            max_tokens=config.data.max_tokens,
+            tick=tick,
+        )
+    comm.all_gather(None)
+    return _open(cache_dir() / "tokens" / key_store(digest, plan.model_path), plan.data_path, config.data.max_tokens)
+
+
+def _open(folder: Path, data: Path, max_tokens: int) -> dict[str, TokenStore]:
+    splits = open_store(folder, data)
+    check_all_lengths(splits.values(), max_tokens)
+    return splits

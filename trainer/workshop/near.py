@@ -1,0 +1,141 @@
+"""Near duplicates: MinHash signatures of word pairs, bands that bring likely pairs together, and the proof of each pair.
+
+Broder, "On the resemblance and containment of documents", 1997; Leskovec, Rajaraman, Ullman, "Mining of massive datasets",
+chapter 3. Ours rather than a library's because a library keeps its index in memory: here a row costs `NUM_BANDS` numbers on
+disk, of which one column at a time is read and sorted (docs/decisions/0010-minhash-on-disk.md).
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import re
+from collections.abc import Callable, Iterator, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from trainer.data.formats import Message
+
+NUM_BANDS = 20
+BAND_ROWS = 4  # two texts of resemblance 0.65 meet in a band with probability 1 - (1 - 0.65^4)^20 = 0.98
+SHINGLE_WORDS = 2
+THRESHOLD = 0.65
+_MOST_WORDS = 1 << 20  # kept in the table of hashes
+_MOST_COMPARED = 6  # rows of one bucket that each other row of it is compared with
+_WORD = re.compile(r"\w+")
+
+
+def normalise(text: str) -> str:
+    """Return the words of ``text`` in lower case, a space between: what is left when layout and punctuation do not count."""
+    return " ".join(_WORD.findall(text.casefold()))
+
+
+def normalise_spoken(messages: Sequence[Message]) -> str:
+    """Return all turns but the system's as `normalise` does."""
+    return normalise("\n".join(message.content for message in messages if message.role != "system"))
+
+
+def hash_text(text: str) -> int:
+    """Return 64 bits of a hash that is the same on every machine."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")
+
+
+def shingle(text: str) -> frozenset[str]:
+    """Return the word pairs of a normalised text; of a shorter one, the text."""
+    words = text.split()
+    if len(words) <= SHINGLE_WORDS:
+        return frozenset([text])
+    return frozenset(" ".join(words[i : i + SHINGLE_WORDS]) for i in range(len(words) - SHINGLE_WORDS + 1))
+
+
+def resemble(one: frozenset[str], two: frozenset[str]) -> float:
+    """Return the Jaccard index of two sets."""
+    return len(one & two) / len(one | two)
+
+
+class _Table(dict[str, int]):
+    """Hashes of words, made when first asked for."""
+
+    def __missing__(self, word: str) -> int:
+        if len(self) >= _MOST_WORDS:
+            self.clear()
+        self[word] = value = hash_text(word)
+        return value
+
+
+class Signer:
+    """Computes bands of MinHash signatures."""
+
+    def __init__(self) -> None:
+        self._table = _Table()
+        random = np.random.Generator(np.random.Philox(1997))
+        self._salts = random.integers(1, 1 << 63, NUM_BANDS * BAND_ROWS, dtype=np.uint64)
+        self._factors = random.integers(1, 1 << 63, max(SHINGLE_WORDS, BAND_ROWS), dtype=np.uint64) | np.uint64(1)
+
+    def sign(self, texts: Sequence[str]) -> NDArray[np.uint64]:
+        """Return uint64 [N, NUM_BANDS] for normalised texts; texts that resemble each other share a number in a column."""
+        parts = [self._hash_shingles(text.split()) for text in texts]
+        hashes = np.concatenate(parts) if parts else np.zeros(0, np.uint64)
+        starts = np.concatenate([[0], np.cumsum([len(part) for part in parts])[:-1]]).astype(np.int64)
+        bands = np.zeros((len(texts), NUM_BANDS), dtype=np.uint64)
+        if not len(texts):
+            return bands
+        for number, salt in enumerate(self._salts):
+            smallest = np.minimum.reduceat(_mix(hashes ^ salt), starts)
+            band, row = divmod(number, BAND_ROWS)
+            bands[:, band] += smallest * self._factors[row]
+        return _mix(bands)
+
+    def _hash_shingles(self, words: list[str]) -> NDArray[np.uint64]:
+        hashes = np.fromiter(map(self._table.__getitem__, words), np.uint64, len(words))
+        if len(words) <= SHINGLE_WORDS:
+            return np.array([sum(int(h) * (i + 1) for i, h in enumerate(hashes)) % (1 << 64)], dtype=np.uint64)
+        length = len(words) - SHINGLE_WORDS + 1
+        return _mix(sum((hashes[i : i + length] * self._factors[i] for i in range(SHINGLE_WORDS)), np.zeros(length, np.uint64)))
+
+
+def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    """Return hashes of hashes (the finaliser of MurmurHash3, by Austin Appleby, in the public domain)."""
+    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xFF51AFD7ED558CCD)
+    values = (values ^ (values >> np.uint64(33))) * np.uint64(0xC4CEB9FE1A85EC53)
+    return values ^ (values >> np.uint64(33))
+
+
+def find_pairs(
+    read_band: Callable[[int], NDArray[np.uint64]],
+    rank: NDArray[np.int64],
+    read_text: Callable[[int], str],
+    threshold: float = THRESHOLD,
+) -> list[tuple[int, int]]:
+    """Return pairs (one, two) of rows that resemble each other at least as much as ``threshold``, ``rank`` of one < of two.
+
+    ``read_band(band)`` is the column uint64 [N]; ``rank`` int64 [N] is an order of the rows that does not depend on where they
+    stand (-1 leaves a row out); ``read_text`` returns the normalised text of a row. In a bucket of many rows not every pair is
+    tried.
+    """
+    found: dict[tuple[int, int], bool] = {}
+    shingles = functools.lru_cache(1024)(lambda row: shingle(read_text(row)))
+    for band in range(NUM_BANDS):
+        for bucket in _find_buckets(read_band(band), rank):
+            for one, two in _pair_up(bucket):
+                if (one, two) not in found:
+                    found[one, two] = resemble(shingles(one), shingles(two)) >= threshold
+    return sorted(pair for pair, is_alike in found.items() if is_alike)
+
+
+def _find_buckets(column: NDArray[np.uint64], rank: NDArray[np.int64]) -> Iterator[list[int]]:
+    """Yield the rows that share a number, two or more, in the order of their rank."""
+    rows = np.flatnonzero(rank >= 0)
+    order = rows[np.lexsort((rank[rows], column[rows]))]
+    values = column[order]
+    edges = np.flatnonzero(np.concatenate([[True], values[1:] != values[:-1], [True]]))
+    for index in np.flatnonzero(np.diff(edges) > 1):
+        yield order[edges[index] : edges[index + 1]].tolist()
+
+
+def _pair_up(bucket: list[int]) -> Iterator[tuple[int, int]]:
+    """Yield each row with the first few of its bucket."""
+    for place, two in enumerate(bucket):
+        for one in bucket[: min(place, _MOST_COMPARED)]:
+            yield one, two
