@@ -238,6 +238,18 @@ sys.exit(0 if sys.argv[1] == "none" else 137)
     assert [e["event"] for e in seen.events] == ["started", "error", "error"][: 3 if follower == "error" else 2]
 
 
+def test_a_cause_outranks_a_loss_heard_before_it() -> None:
+    """A rank that lost another may be heard first; the other's own words still give code and message."""
+    code = """
+tell("started")
+tell("error", rank=0, message="lost a peer", exit_code=75)
+tell("error", rank=1, message="the disk is full", exit_code=70)
+tell("error", rank=2, message="another", exit_code=4)
+sys.exit(137)
+"""
+    assert Watched().run(script(code)) == Outcome(70, "the disk is full")
+
+
 def test_error_with_the_code_of_success() -> None:
     """A job with an error event never counts as done, even if the event says exit code 0."""
     assert Watched().run(script("tell('error', message='odd', exit_code=0)")) == Outcome(70, "odd")

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from trainer.data.formats import Sample, parse_line
@@ -322,6 +322,15 @@ def test_a_folder_where_a_file_is_expected_is_gone_through(tmp_path: Path) -> No
     assert [str(file.relative_to(folder)) for file in files] == ["a.csv", "deep/b.jsonl"]
 
 
+def test_utf16_cut_within_a_character_is_refused(tmp_path: Path) -> None:
+    """A file that was not copied whole is named, with what its bytes look like."""
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(PAIR.encode("utf-16-be")[:-1])
+    with pytest.raises(InputError) as caught:
+        curate(path)
+    assert str(caught.value) == f"{path}: looks like utf-16-be, but is not: truncated data; save it as UTF-8"
+
+
 def test_binary_files_are_refused(tmp_path: Path) -> None:
     """Bytes that are no text in any encoding are told as such, not guessed at."""
     path = tmp_path / "a.jsonl"
@@ -431,6 +440,7 @@ def test_any_json_is_a_conversation_or_a_reason(tmp_path: Path, values: list[obj
 
 
 @patient
+@example(noise=b"\x00", name="a.jsonl")
 @given(st.binary(max_size=300), st.sampled_from(["a.jsonl", "a.json", "a.csv", "a.tsv", "a.txt", "a.md"]))
 def test_any_bytes_end_in_conversations_or_reasons(tmp_path: Path, noise: bytes, name: str) -> None:
     """No file ends in anything but samples, reasons with lines, or one `InputError` that begins with its name."""

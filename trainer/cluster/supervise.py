@@ -78,6 +78,7 @@ class Supervisor:
         self._answered = False
         self._finished = False
         self._error: Event | None = None
+        self._is_ended = False  # errors after that are of our making
         self._process: subprocess.Popen[bytes] | None = None
         self._rank_spoke = False
         self._is_led = False
@@ -129,7 +130,8 @@ class Supervisor:
             self._end(self._process)
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
-        """Tell the launcher to end all ranks on all hosts, and note when to kill it; errors after that are of our making."""
+        """Tell the launcher to end all ranks on all hosts, and note when to kill it."""
+        self._is_ended = True
         _tell(process, END)
         self._kill_at = min(self._kill_at, time.monotonic() + _patience(process))
 
@@ -212,10 +214,16 @@ class Supervisor:
             self._started = True
         if event["event"] == "done":
             self._finished = not event.get("stopped", True)  # the interruption came too late to stop anything
-        if event["event"] == "error" and self._error is None and self._kill_at == math.inf:
-            self._error = event  # the first rank to fail knows why; the others only lost it
-            self._kill_at = time.monotonic() + _KILL_AFTER_S  # it aborts the job; should that not end it, we do
+        if event["event"] == "error" and not self._is_ended:
+            self._take_error(event)
         self._on_event(event)
+
+    def _take_error(self, error: Event) -> None:
+        """Keep the cause: the first rank to fail knows why. Others only lost it, but may be heard before it."""
+        if self._error is None:
+            self._kill_at = time.monotonic() + _KILL_AFTER_S  # it aborts the job; should that not end it, we do
+        if self._error is None or (_is_loss(self._error) and not _is_loss(error)):
+            self._error = error
 
     def _judge(self, returncode: int) -> Outcome:
         if self._error is not None:
@@ -249,6 +257,10 @@ class Supervisor:
             f"not all ranks had started after {self._start_timeout_s:.0f} s; check that every host answers "
             "(ssh HOST true), or raise launch.start_timeout_s"
         )
+
+
+def _is_loss(error: Event) -> bool:
+    return error["exit_code"] == StalledError.exit_code
 
 
 def _describe_signal(number: int) -> str:

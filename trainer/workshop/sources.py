@@ -104,6 +104,8 @@ def read_portions(path: Path) -> Iterator[Portion]:
                 gathered, size = [], 0
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror or error}") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"{path}: looks like {error.encoding}, but is not: {error.reason}; save it as UTF-8") from error
     if gathered:
         yield Portion(path, gathered)
 
