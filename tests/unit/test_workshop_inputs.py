@@ -54,8 +54,8 @@ def curate(path: Path, **changes: Any) -> Became:
                 sample = parse_line(line, path, 1)
                 assert isinstance(sample, Sample), sample
                 kept.append([message.content for message in sample.messages])
-            for rule, (example,) in curated.dropped.examples.items():
-                place, _, text = example.removeprefix(f"{path}:").partition(": ")
+            for rule, (first,) in curated.dropped.examples.items():
+                place, _, text = first.removeprefix(f"{path}:").partition(": ")
                 dropped.append(f"{place} {rule}: {text}")
     return Became(kept, dropped, num_read)
 
