@@ -16,6 +16,7 @@ PYTHON = sys.executable
 
 @task(
     iterable=["override"],
+    optional=["resume"],
     help={
         "inventory": "hosts to train on; default inventory/hosts.yml: this machine, two ranks",
         "recipe": "name of a recipe in trainer/recipes or a .toml file; default pirate",
@@ -23,6 +24,8 @@ PYTHON = sys.executable
         "name": "name of the run's folder in runs/; default: the recipe's",
         "dry-run": "print hostfile, plan and command; start and write nothing",
         "allow-slow-link": "train over the hosts' ordinary network if the fast link is not up, instead of refusing",
+        "resume": "go on with a run that was interrupted or lost, folder or name; without a value the latest",
+        "branch": "with --resume: start a new run from the other's newest checkpoint, with what -o and -r change",
     },
 )
 def train(
@@ -33,12 +36,14 @@ def train(
     name: str = "",
     dry_run: bool = False,
     allow_slow_link: bool = False,
+    resume: str | bool | None = None,
+    branch: bool = False,
 ) -> None:
     """Fine-tune a model on all hosts of an inventory."""
     from trainer.control import Request, at_boundary
     from trainer.control import train as run
 
-    request = Request(inventory, recipe, tuple(override or ()), name, allow_slow_link)
+    request = Request(inventory, recipe, tuple(override or ()), name, allow_slow_link, resume, branch)
     _end(at_boundary(lambda: run(request, dry_run)))
 
 

@@ -113,6 +113,13 @@ class SpeedConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    every_steps: int = _key(50, "Steps between checkpoints, from which a run goes on; 0 counts no steps.", minimum=0)
+    every_s: float = _key(300.0, "Seconds after which a checkpoint is due in any case; 0 looks at no clock.", minimum=0)
+    keep: int = _key(2, "How many of the newest checkpoints each host keeps; that of the best step stays as well.", minimum=1)
+
+
+@dataclass(frozen=True, kw_only=True)
 class LaunchConfig:
     backend: Literal["mpi", "ring", "jaccl"] = _key(
         "mpi",
@@ -152,6 +159,10 @@ class RunConfig:
     speed: SpeedConfig = field(
         default_factory=SpeedConfig,
         metadata={"description": "How work is saved: exactly, and each can be switched off."},
+    )
+    checkpoint: CheckpointConfig = field(
+        default_factory=CheckpointConfig,
+        metadata={"description": "What a run that was interrupted or lost goes on from."},
     )
     launch: LaunchConfig = field(default_factory=LaunchConfig, metadata={"description": "How ranks are started."})
     style: StyleConfig = field(default_factory=StyleConfig, metadata={"description": "How success is shown."})

@@ -3,50 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
-import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TypeVar
 
-from rich.console import Console
-
-from trainer.cluster.inventory import DEFAULT_INVENTORY, load_inventory
-from trainer.cluster.launch import NOT_YET, Inputs, JobError, execute, plan_run, prepare, read_plan
+from trainer.cluster.inventory import load_inventory
+from trainer.cluster.launch import JobError, prepare, read_plan
 from trainer.cluster.nodes import over_management
-from trainer.cluster.plan import Launch, RunPlan
+from trainer.cluster.plan import RunPlan
 from trainer.cluster.provision import Playbook, run_playbook
 from trainer.cluster.rollcall import call_roll
-from trainer.cluster.several import execute_on, find_artifacts, guess_launch, plan_on, send_all
-from trainer.cluster.supervise import Line, Outcome
-from trainer.data.checked import check_data
+from trainer.cluster.several import find_artifacts, send_all
 from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, FlotillaError, InputError
-from trainer.events import Event
-from trainer.measure.forecast import foretell
-from trainer.paths import PROJECT_ROOT, cache_dir, find_beside, runs_dir
-from trainer.recipe import DEFAULT_RECIPE, load_config
-from trainer.report.console import RunConsole, plain_text, render_answers, render_summary
+from trainer.paths import PROJECT_ROOT, find_beside, runs_dir
+from trainer.report.console import RunConsole
 from trainer.report.page import try_page
-from trainer.report.record import Record, describe_hosts
+from trainer.runs import Request, complain, read_inputs, stdout, train
 
-T = TypeVar("T")
-WIDTH = 110  # of tables where there is no terminal to ask
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for."""
-
-    inventory: str = DEFAULT_INVENTORY
-    recipe: str = DEFAULT_RECIPE
-    overrides: Sequence[str] = ()
-    name: str = ""
-    allow_slow_link: bool = False
+__all__ = ["Request", "at_boundary", "train"]
 
 
 def at_boundary(command: Callable[[], int]) -> int:
@@ -54,72 +31,16 @@ def at_boundary(command: Callable[[], int]) -> int:
     try:
         return command()
     except FlotillaError as error:
-        _complain(str(error))
+        complain(str(error))
         return error.exit_code
     except JobError as failed:
-        _complain(failed.outcome.message)
+        complain(failed.outcome.message)
         return failed.outcome.exit_code
     except OSError as error:  # a full disk, a folder that may not be written
-        _complain(f"{error.filename or 'writing'}: {error.strerror}; the run cannot go on here")
+        complain(f"{error.filename or 'writing'}: {error.strerror}; the run cannot go on here")
         return InputError.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
-
-
-def read_inputs(request: Request) -> Inputs:
-    """Return cluster, configuration and data folder; raises `InputError` with the problems of all three together."""
-    problems: list[str] = []
-
-    def attempt(read: Callable[[], T]) -> T | None:
-        try:
-            return read()
-        except InputError as error:
-            problems.extend(error.problems)
-            return None
-
-    cluster = attempt(lambda: load_inventory(find_beside(request.inventory, PROJECT_ROOT)))
-    config = attempt(lambda: load_config(request.recipe, request.overrides))
-    name = attempt(lambda: _check_name(request.name) if request.name else _name_after(request.recipe))
-    data = attempt(lambda: find_beside(config.data.path, PROJECT_ROOT)) if config else None
-    if data:
-        attempt(lambda: check_data(data, cache_dir(), remembers=False))
-    if cluster is None or config is None or name is None or data is None or problems:
-        raise InputError(problems)
-    return Inputs(cluster=cluster, config=config, data=data, name=name)
-
-
-def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
-    """Train as requested and show the result; returns the exit code. ``runs`` is where the run's folder goes."""
-    runs = runs or runs_dir()
-    inputs = read_inputs(request)
-    if dry_run:
-        print(_guess_launch(inputs, runs).describe(), end="")
-        return EXIT_OK
-    with RunConsole() as console:
-        fleet = None if inputs.cluster.is_local else call_roll(inputs.cluster, request.allow_slow_link, console.say)
-        model, fingerprints = prepare(inputs, console)
-        if fleet:
-            send_all(fleet, find_artifacts(inputs, model, fingerprints), console.show_progress)
-            launch = plan_on(fleet, inputs, model, fingerprints, runs)
-        else:
-            launch = plan_run(inputs, model, fingerprints, runs)
-        console.say(f"run {launch.kept.run_dir}")
-        forecast = foretell(fleet.cluster if fleet else inputs.cluster, inputs.config, fingerprints)
-        if forecast:
-            console.say(forecast.describe())
-        record = Record(launch.kept.run_dir, forecast)
-        watcher = Both(record, console)  # kept first: a closed terminal must not lose it
-        watcher.on_event(describe_hosts(fleet.cluster if fleet else inputs.cluster))
-        outcome = execute_on(fleet, launch, watcher) if fleet else execute(launch, watcher)
-    summary = record.finish(outcome)
-    if "loss_best" in summary:
-        out = _stdout()
-        out.print(render_summary(summary, inputs.config.style.name))
-        if summary["answers"]:
-            out.print(render_answers(summary["answers"]))
-    try_page(launch.kept.run_dir, _complain)
-    _say_farewell(launch, outcome)
-    return outcome.exit_code
 
 
 def report(run: str, is_baseline: bool) -> int:
@@ -142,7 +63,7 @@ def baseline(request: Request, *, is_quick: bool, compared: tuple[str, str] = ("
     from trainer.report.baseline import render_baseline, render_changes
 
     if compared[0]:
-        _stdout().print(render_changes(compare(*map(load_baseline, compared))))
+        stdout().print(render_changes(compare(*map(load_baseline, compared))))
         return EXIT_OK
     inputs = read_inputs(request)
     with RunConsole() as console:
@@ -155,9 +76,9 @@ def baseline(request: Request, *, is_quick: bool, compared: tuple[str, str] = ("
         )
         measured = take_baseline(subject, console)
     folder = save_baseline(measured)
-    _stdout().print(render_baseline(measured))
+    stdout().print(render_baseline(measured))
     print(f"baseline {folder}", file=sys.stderr)
-    try_page(folder, _complain)
+    try_page(folder, complain)
     return EXIT_OK
 
 
@@ -178,7 +99,7 @@ def rehearse(inventory: str, baseline: str, counts: str, *, steps: int, backend:
             send_code(fleet, console.show_progress)
         chosen = fleet.cluster if fleet else cluster
         found = [play_through(measured, chosen, fleet, count, steps, backend, console) for count in sizes]
-    _stdout().print(render_rehearsals(found))
+    stdout().print(render_rehearsals(found))
     return EXIT_OK
 
 
@@ -191,14 +112,6 @@ def _read_counts(text: str, most: int) -> list[int]:
     if wrong := [count for count in counts if not 1 <= count <= most]:
         raise InputError(f"--hosts {text}: the inventory has {most} hosts, not {max(wrong)}")
     return counts
-
-
-def _guess_launch(inputs: Inputs, runs: Path) -> Launch:
-    """Return the launch as far as it is known without asking any host or fetching anything."""
-    unknown = {"model": NOT_YET, "data": NOT_YET}
-    if inputs.cluster.is_local:
-        return plan_run(inputs, Path(NOT_YET), unknown, runs)
-    return guess_launch(inputs, Path(NOT_YET), unknown, runs)
 
 
 def play(playbook: Playbook) -> int:
@@ -273,50 +186,3 @@ def find_adapter(plan: RunPlan) -> Path:
     if not (folder / "adapters.safetensors").is_file():
         raise InputError(f"{plan.run_dir}: the run has no adapter yet; `--base` talks to the base model")
     return folder
-
-
-def _check_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", name):
-        raise InputError(f"--name {json.dumps(name)}: use up to 64 letters, digits, '-', '_' and '.'; it names a folder")
-    return name
-
-
-def _name_after(recipe: str) -> str:
-    """Return a run's name made of its recipe's, with what a folder should not have in its name left out."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(recipe).stem).strip("-")[:64] or "run"
-
-
-def _stdout() -> Console:
-    """Return where results go."""
-    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
-
-
-class Both:
-    """Hands everything to several watchers in turn."""
-
-    def __init__(self, *watchers: RunConsole | Record) -> None:
-        self._watchers = watchers
-
-    def on_event(self, event: Event) -> None:
-        """Pass an event on."""
-        for watcher in self._watchers:
-            watcher.on_event(event)
-
-    def on_line(self, line: Line) -> None:
-        """Pass a line on."""
-        for watcher in self._watchers:
-            watcher.on_line(line)
-
-
-def _say_farewell(launch: Launch, outcome: Outcome) -> None:
-    """Say on standard error how the run ended and what to do next."""
-    run_dir = launch.kept.run_dir
-    if outcome.exit_code == EXIT_OK:
-        print(f"run {run_dir}\ntalk to it: ./inv chat", file=sys.stderr)
-        return
-    _complain(f"{outcome.message}\nlogs: {run_dir / 'logs'}")
-
-
-def _complain(text: str) -> None:
-    """Print on standard error what others may have written, without the control characters that it may hold."""
-    print(plain_text(text).plain, file=sys.stderr)

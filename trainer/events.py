@@ -19,6 +19,8 @@ traffic     when ("start" or "end" of the steps), host, network, fast (interface
 reduced     world_size, correct, seconds: the result of `python -m trainer allreduce`
 measured    what ("host", "job", "link", "all_reduce") and its figures: see trainer.measure.baseline
 rehearsed   world_size, step_s, comm_s (lists, one number a step)
+checkpoint  step, size_bytes, seconds (to write it), path: on the disk of rank 0's host
+resumed     step, attempt, path: the run goes on after that step
 saved       what, path: an adapter is on disk
 done        the summary: steps, losses, throughput, peak memory
 error       message, exit_code: this rank ends

@@ -39,13 +39,23 @@ class Watcher(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Again:
+    """An earlier run to go on with, in its own folder, or in a new one if this ``is_branch``."""
+
+    folder: Path
+    plan: RunPlan
+    is_branch: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a run needs, read and checked: see `trainer.control.read_inputs`."""
+    """What a run needs, read and checked: see `trainer.runs.read_inputs`."""
 
     cluster: Cluster
     config: RunConfig
     data: Path
     name: str
+    again: Again | None = None
 
 
 def plan_run(inputs: Inputs, model: Path, fingerprints: dict[str, str], runs: Path) -> Launch:
@@ -60,15 +70,19 @@ def local_tools() -> Tools:
 
 
 def make_plan(inputs: Inputs, model: Path, fingerprints: dict[str, str], runs: Path) -> RunPlan:
-    """Return the plan of a run as this machine sees it, in a new folder of ``runs``."""
+    """Return the plan of a run as this machine sees it, in a new folder of ``runs`` unless it goes on in an old one."""
+    again = inputs.again
     return RunPlan(
         name=inputs.name,
-        run_dir=_free_folder(runs, inputs.name),
+        run_dir=again.folder if again and not again.is_branch else _free_folder(runs, inputs.name),
         world_size=inputs.cluster.world_size,
         model_path=model,
         data_path=inputs.data,
         fingerprints=fingerprints,
         config=inputs.config,
+        inventory=str(inputs.cluster.source),
+        resume_from=again.folder if again else None,
+        attempt=again.plan.attempt + 1 if again and not again.is_branch else 1,
     )
 
 
@@ -118,9 +132,11 @@ def execute(launch: Launch, watcher: Watcher) -> Outcome:
 def make_folder(launch: Launch) -> None:
     """Make this machine's folder of a run, with its files; ``plan.json`` there has this machine's paths."""
     folder = launch.kept.run_dir
-    (folder / "logs").mkdir(parents=True)
+    (folder / "logs").mkdir(parents=True, exist_ok=launch.kept.attempt > 1)
     for name, text in {**launch.files, PLAN_FILE: launch.kept.render()}.items():
-        (folder / name).write_text(text, "utf-8")
+        scratch = folder / f".{name}"
+        scratch.write_text(text, "utf-8")
+        os.replace(scratch, folder / name)
     point_latest(folder)
 
 

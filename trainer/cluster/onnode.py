@@ -285,11 +285,16 @@ def _anonymous(entry: tarfile.TarInfo) -> tarfile.TarInfo:
 def collect(request: Request, target: IO[bytes]) -> Answer:
     """Write what the ranks left in a run's folder to ``target`` as a tar stream."""
     folder = Path(request["folder"])
-    left_out = set(request["without"])
+    left_out, skipped = set(request["without"]), request["skip"]
+
+    def choose(entry: tarfile.TarInfo) -> tarfile.TarInfo | None:
+        hidden = any(part.startswith(".") for part in PurePosixPath(entry.name).parts)
+        return None if hidden or entry.name.startswith(skipped) or not (entry.isfile() or entry.isdir()) else entry
+
     with tarfile.open(fileobj=target, mode="w|") as archive:
         for path in sorted(folder.iterdir()):
             if path.name not in left_out and not path.name.startswith("."):
-                archive.add(path, path.name, filter=lambda entry: entry if entry.isfile() or entry.isdir() else None)
+                archive.add(path, path.name, filter=choose)
     target.flush()
     return {}
 

@@ -27,7 +27,9 @@ class RunPlan:
     """What every rank reads: where model, data and the run's folder are, and what all must agree on.
 
     ``fingerprints`` maps model and data to the SHA-256 that the control machine saw; ``network`` is the one that carries
-    the gradients between hosts, empty where there is only one.
+    the gradients between hosts, empty where there is only one. ``inventory`` is where the control machine found the hosts.
+    ``resume_from`` is the folder of the run whose checkpoint this one goes on from: its own, or another's that it branches off;
+    ``attempt`` counts the starts of a run.
     """
 
     name: str
@@ -38,6 +40,9 @@ class RunPlan:
     fingerprints: Mapping[str, str]
     config: RunConfig
     network: str = ""
+    inventory: str = ""
+    resume_from: Path | None = None
+    attempt: int = 1
 
     def render(self) -> str:
         """Return the plan as JSON, the content of ``plan.json``."""
@@ -50,6 +55,9 @@ class RunPlan:
             "data_path": str(self.data_path),
             "fingerprints": dict(self.fingerprints),
             "network": self.network,
+            "inventory": self.inventory,
+            "resume_from": str(self.resume_from) if self.resume_from else "",
+            "attempt": self.attempt,
             "config": self.config.as_dict(),
         }
         return json.dumps(table, indent=2) + "\n"
@@ -67,6 +75,9 @@ class RunPlan:
             data_path=Path(table["data_path"]),
             fingerprints=table["fingerprints"],
             network=table.get("network", ""),
+            inventory=table.get("inventory", ""),
+            resume_from=Path(table["resume_from"]) if table.get("resume_from") else None,
+            attempt=table.get("attempt", 1),
             config=parse_config(table["config"]),
         )
 

@@ -30,6 +30,7 @@ from trainer.errors import ClusterError
 
 _SWEEP_TIMEOUT_S = 20.0
 _RESULTS = ("adapter", "checkpoints")
+_STAYING = "checkpoints/step-"  # each host keeps its own
 
 
 def find_artifacts(inputs: Inputs, model: Path, fingerprints: dict[str, str]) -> list[Artifact]:
@@ -46,6 +47,7 @@ def plan_on(fleet: Fleet, inputs: Inputs, model: Path, fingerprints: dict[str, s
     theirs = dataclasses.replace(
         kept,
         run_dir=Path(root / "runs" / kept.run_dir.name),
+        resume_from=Path(root / "runs" / kept.resume_from.name) if kept.resume_from else None,
         model_path=path_of(weights, root),
         data_path=path_of(samples, root),
     )
@@ -175,7 +177,7 @@ def _bring_back(cluster: Cluster, launch: Launch, watcher: Watcher) -> None:
 
 def _fetch(host: Host, cluster: Cluster, launch: Launch) -> bool:
     """Fetch the results of one host, whole or not at all; returns whether there were any."""
-    request = {"verb": "collect", "folder": str(launch.plan.run_dir), "without": [*launch.files]}
+    request = {"verb": "collect", "folder": str(launch.plan.run_dir), "without": [*launch.files], "skip": _STAYING}
     target = launch.kept.run_dir
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=target) as scratch:
 
@@ -188,6 +190,7 @@ def _fetch(host: Host, cluster: Cluster, launch: Launch) -> bool:
         for path in found:
             _correct_model(path, launch)
             if path.is_dir():
+                shutil.rmtree(target / path.name, ignore_errors=True)  # of an earlier attempt
                 shutil.move(path, target / path.name)
         return any(path.name in _RESULTS for path in found)
 

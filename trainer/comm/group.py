@@ -68,6 +68,10 @@ class Comm:
         gathered: list[Any] = self._world.allgather(value)
         return gathered
 
+    def broadcast(self, value: Any, root: int) -> Any:
+        """Return to all ranks the ``value`` (anything that pickles) of rank ``root``."""
+        return value if self._mpi is None else self._world.bcast(value, root)
+
     def split(self, ranks: Sequence[int]) -> Comm | None:
         """Return to each of ``ranks`` a world of only them, whose first is its rank 0; to the others None. A collective.
 

@@ -6,6 +6,7 @@ all ranks, so each computes everybody's share and takes its own; what the global
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from statistics import median
@@ -49,9 +50,10 @@ class Feed:
         self._pack = pack_batch if is_packed else make_batch
         self.speeds = tuple(speeds)
         self._rates: list[list[float]] = []
-        self._planned: dict[int, list[int]] = {}
+        self._planned: dict[int, list[list[int]]] = {}  # step to the rows of each rank
         self._next: tuple[int, Future[list[Batch]]] | None = None
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="feed")
+        self._hosts: list[str] = comm.all_gather(socket.gethostname())
 
     def batches(self, step: int, tick: Callable[[int, int], None] = lambda _done, _total: None) -> list[Batch]:
         """Return this rank's micro-batches of optimizer step ``step`` (from 0); those of the next are made meanwhile.
@@ -60,11 +62,13 @@ class Feed:
         """
         if step not in self._planned:
             self._plan(step, tick)
-        prepared = self._next[1].result() if self._next and self._next[0] == step else self._assemble(self._planned[step])
+        rank = self._comm.rank
+        is_ready = self._next and self._next[0] == step
+        prepared = self._next[1].result() if self._next and is_ready else self._assemble(self._planned[step][rank])
         del self._planned[step]
         self._next = None
         if step + 1 in self._planned:
-            self._next = (step + 1, self._pool.submit(self._assemble, self._planned[step + 1]))
+            self._next = (step + 1, self._pool.submit(self._assemble, self._planned[step + 1][rank]))
         return prepared
 
     def validation(self, tick: Callable[[int, int], None] = lambda _done, _total: None) -> tuple[int, Iterator[Batch]]:
@@ -84,6 +88,27 @@ class Feed:
         if len(self._rates) > CALIBRATED_AFTER:
             self.speeds = settle_speeds(self._rates[1:])
 
+    def describe(self) -> dict[str, Any]:
+        """Return what the coming shares depend on beside the rows, fit for JSON: a run that goes on deals out alike.
+
+        Speeds are measured, and which rows have been through the trunk is the past's; equal shares on the same hosts are what
+        makes a continued run equal to one that was never interrupted, bit by bit.
+        """
+        planned = {str(step): shares for step, shares in self._planned.items()}
+        present = self._frozen.describe() if self._frozen else {}
+        return {"hosts": self._hosts, "speeds": self.speeds, "rates": self._rates, "planned": planned, "present": present}
+
+    def restore(self, told: Mapping[str, Any]) -> None:
+        """Go on dealing out as what `describe` told; on other hosts, or another number of ranks, all is measured anew."""
+        if list(told["hosts"]) != self._hosts or bool(told["present"]) != bool(self._frozen):
+            return
+        self.speeds = tuple(told["speeds"])
+        self._rates = [list(rates) for rates in told["rates"]]
+        self._planned = {int(step): shares for step, shares in told["planned"].items()}
+        if self._frozen:
+            self._frozen.restore(told["present"])
+            self._frozen.fill("train", self._rows_ahead(), lambda _done, _total: None)
+
     def close(self) -> None:
         """End the thread that prepares batches."""
         self._pool.shutdown(cancel_futures=True)
@@ -97,22 +122,28 @@ class Feed:
             ahead = min(_MOST_AHEAD, max(1, int(_AHEAD_TOKENS / max(tokens, 1.0))))
         last = self._config.train.steps or train.epochs * -(-len(rows) // train.global_batch)
         for planned in range(step, min(step + ahead, max(last, step + 1))):
-            self._planned[planned] = self._own_rows(planned)
+            self._planned[planned] = self._deal_out(planned)
         if self._frozen:
-            self._frozen.fill("train", sorted({row for own in self._planned.values() for row in own}), tick)
+            self._frozen.fill("train", self._rows_ahead(), tick)
+
+    def _rows_ahead(self) -> list[int]:
+        """Return the rows of this rank in all steps that are planned, in order."""
+        return sorted({row for shares in self._planned.values() for row in shares[self._comm.rank]})
 
     def _chosen(self, step: int) -> NDArray[np.int64]:
         train = self._config.train
         return global_batch_at(step, len(self._rows["train"]), train.global_batch, train.seed)
 
-    def _own_rows(self, step: int) -> list[int]:
+    def _deal_out(self, step: int) -> list[list[int]]:
+        """Return the rows of ``step`` that each rank computes."""
         chosen = [int(row) for row in self._chosen(step)]
         lengths = [len(self._rows["train"][row]) for row in chosen]
         costs = self._frozen.costs(chosen, lengths) if self._frozen else ()
         shares = assign_rows(lengths, self._comm.size, self.speeds, costs)
+        dealt = [[chosen[p] for p in share] for share in shares]
         if self._frozen:
-            self._frozen.note([[chosen[p] for p in share] for share in shares])
-        return [chosen[p] for p in shares[self._comm.rank]]
+            self._frozen.note(dealt)
+        return dealt
 
     def _assemble(self, own: Sequence[int]) -> list[Batch]:
         lengths = [len(self._rows["train"][row]) for row in own]

@@ -5,6 +5,7 @@ On every host one file (`trainer.data.hidden`) is shared by its ranks and by lat
 
 from __future__ import annotations
 
+import base64
 import os
 import socket
 from collections.abc import Callable, Mapping, Sequence
@@ -83,6 +84,16 @@ class FrozenTrunk:
         """Take note that each rank is about to compute, or has, the training rows of its share."""
         for host, share in zip(self._host_of, shares, strict=True):
             self._present[host][list(share)] = True
+
+    def describe(self) -> dict[str, str]:
+        """Return which samples are held to be on which host, fit for JSON; hosts as their first ranks' numbers."""
+        return {str(host): base64.b64encode(np.packbits(held).tobytes()).decode() for host, held in self._present.items()}
+
+    def restore(self, told: Mapping[str, str]) -> None:
+        """Hold to be where what `describe` told: shares follow from it. What is not there after all is computed again."""
+        for host, held in self._present.items():
+            bits = np.frombuffer(base64.b64decode(told[str(host)]), np.uint8)
+            self._present[host] = np.unpackbits(bits, count=len(held)).astype(bool)
 
     def fill(self, split: str, rows: Sequence[int], tick: Tick) -> None:
         """Make sure that the hidden states of ``rows`` are there: compute what is missing or not whole."""

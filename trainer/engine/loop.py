@@ -22,11 +22,13 @@ from trainer.data.formats import SPLITS, read_first_questions
 from trainer.data.order import steps_per_epoch
 from trainer.engine.adapters import load_adapter, save_adapter
 from trainer.engine.answers import answer_many, answer_prompts, share_in_style
+from trainer.engine.checkpoint import Keeper
 from trainer.engine.evaluate import evaluate
 from trainer.engine.feed import Feed
 from trainer.engine.frozen import Declined, FrozenTrunk, open_trunk
 from trainer.engine.memory import peak_memory_mib
 from trainer.engine.optimizer import make_optimizer
+from trainer.engine.resume import Bookmark
 from trainer.engine.rows import load_rows
 from trainer.engine.step import StepResult, TrainStep
 from trainer.errors import DivergedError
@@ -43,6 +45,7 @@ class Progress:
     first_loss: float = math.nan
     best_loss: float = math.inf
     best_step: int = 0
+    validated_step: int = 0
     last_loss: float = math.nan
     steps_done: int = 0
     tokens: int = 0
@@ -68,10 +71,12 @@ class Run:
         """Train: agree, load, validate, step, validate, answer; emits the events of each."""
         self._agree(threads)
         self._load()
-        self._answer("before")
+        is_new = not self.bookmark.resume()
+        if is_new:
+            self._answer("before")
         if self.frozen:
             self.frozen.take_out(self.network)
-        if not self._is_stopped():
+        if is_new and not self._is_stopped():
             self._validate(0)
         if not self._is_stopped():
             self._train()
@@ -84,8 +89,8 @@ class Run:
         return self.progress.stopped
 
     def _agree(self, threads: int) -> None:
-        software = agree_on(self.plan, self.comm)
-        self._tell("started", world_size=self.comm.size, threads=threads, software=software)
+        self.software = agree_on(self.plan, self.comm)
+        self.tell("started", world_size=self.comm.size, threads=threads, software=self.software)
 
     def _load(self) -> None:
         """Load model and data, attach the adapter, tell what will happen."""
@@ -97,7 +102,7 @@ class Run:
         attach_adapter(self.model, self.config.adapter, self.config.train.seed)
         self.num_steps = self.config.train.steps or self.config.train.epochs * self._epoch_steps
         self._connect_rooms()
-        self._tell(
+        self.tell(
             "planned",
             steps=self.num_steps,
             epochs=self.num_steps / self._epoch_steps,
@@ -121,6 +126,7 @@ class Run:
         skipped = self.frozen.trunk.depth if self.frozen else 0
         self.network = Network(self.model, skipped=skipped, packing=speed.packing, use_kernels=speed.kernels)
         optimizer = make_optimizer(self.config.optimizer, self.config.schedule, self.num_steps)
+        self.bookmark = Bookmark(self)
         self.step = TrainStep(
             self.network,
             optimizer,
@@ -128,6 +134,7 @@ class Run:
             self.config.optimizer.clip_norm,
             fused_loss=speed.fused_loss,
             should_stop=self._should_stop,
+            wishes=self.bookmark.wishes,
         )
         self.feed = Feed(self.rows, self.config, self.comm, is_packed=self.network.is_packable, frozen=self.frozen)
 
@@ -148,10 +155,11 @@ class Run:
         return steps_per_epoch(len(self.rows["train"]), self.config.train.global_batch)
 
     def _train(self) -> None:
-        every = self.config.train.eval_every
         self.model.train()
         tell_traffic(self.comm, self.events, self.plan.network, "start")
-        for step in range(1, self.num_steps + 1):
+        if self.progress.steps_done:
+            self._validate_if_due(self.progress.steps_done)
+        for step in range(self.progress.steps_done + 1, self.num_steps + 1):
             # dropout depends on step and rank alone, not on what ran before
             mx.random.seed(self.config.train.seed + step + 1_000_003 * self.comm.rank)
             started = time.perf_counter()
@@ -161,8 +169,10 @@ class Run:
             if result.stop:
                 self.progress.stopped = True
                 break
-            if step == self.num_steps or (every and step % every == 0):
-                self._validate(step)
+            self._validate_if_due(step)
+            if step in (self.num_steps, self.progress.best_step) or Keeper.grants(result.wishes):
+                self.bookmark.keep()
+            self.bookmark.tell()
         tell_traffic(self.comm, self.events, self.plan.network, "end")
 
     def _record(self, step: int, result: StepResult, step_s: float) -> None:
@@ -178,7 +188,7 @@ class Run:
         done.step_s += step_s
         done.comm_s += result.comm_s
         done.wait_s += result.wait_s
-        self._tell(
+        self.tell(
             "step",
             step=step,
             loss=result.loss,
@@ -192,6 +202,12 @@ class Run:
             rank_tokens_per_s=[n / s if s else 0.0 for n, s in zip(result.rank_tokens, result.rank_compute_s, strict=True)],
         )
 
+    def _validate_if_due(self, step: int) -> None:
+        """Validate after ``step`` if it is time and has not been done: a run may be stopped between step and validation."""
+        every = self.config.train.eval_every
+        if self.progress.validated_step != step and (step == self.num_steps or (every and step % every == 0)):
+            self._validate(step)
+
     def _validate(self, step: int) -> None:
         """Measure the validation loss; keep the adapter if it is the best so far."""
         total, batches = self.feed.validation(self._trunk_ticker)
@@ -199,26 +215,29 @@ class Run:
         fused = self.config.speed.fused_loss
         loss = evaluate(self.network, batches, self.comm, fused=fused, tick=lambda number: tick(number, total))
         done = self.progress
-        done.last_loss = loss
+        done.last_loss, done.validated_step = loss, step
         if step == 0:
             done.first_loss = loss
         best = loss < done.best_loss
         if best:
             done.best_loss, done.best_step = loss, step
-        self._tell("validated", step=step, loss=loss, best=best)
+        self.tell("validated", step=step, loss=loss, best=best)
         if best and step:
             self._save("adapter", "best")
+            self.bookmark.note_best()
 
     def _save(self, name: str, what: str) -> None:
         folder = self.plan.run_dir / name
         if self.comm.is_first_on_host:
             save_adapter(self.model, self.plan, folder)
-        self._tell("saved", what=what, path=str(folder))
+        self.tell("saved", what=what, path=str(folder))
 
     def _finish(self) -> None:
         """Save the last adapter, answer with the best one, and report."""
         if self.progress.steps_done:
+            self.bookmark.keep()
             self._save("checkpoints/last", "last")
+            self.bookmark.close()
         if self.progress.best_step == 0 and self.progress.steps_done:
             self._save("adapter", "last")  # stopped before a validation, or never better than the base
         self.comm.all_gather(None)  # the adapter is on disk before any rank reads it
@@ -247,7 +266,7 @@ class Run:
                 self.model, self.tokenizer, self.test_prompts, style.max_reply_tokens, self.comm, self._ticker("answering")
             )
         share = share_in_style(tested, style) if tested else None
-        self._tell(
+        self.tell(
             "answered",
             when=when,
             demo=[{"prompt": p, "reply": r} for p, r in zip(style.demo_prompts, replies, strict=True)],
@@ -259,7 +278,7 @@ class Run:
     def _summarise(self) -> None:
         done = self.progress
         memory = self.comm.all_gather(peak_memory_mib())
-        self._tell(
+        self.tell(
             "done",
             stopped=done.stopped,
             steps=done.steps_done,
@@ -276,13 +295,13 @@ class Run:
         )
 
     def _trunk_ticker(self, done: int, total: int) -> None:
-        self._tell("progress", phase="computing frozen layers", done=done, total=total)
+        self.tell("progress", phase="computing frozen layers", done=done, total=total)
 
     def _ticker(self, phase: str) -> Callable[[int, int], None]:
         """Return what tells how far a long phase has come."""
-        return lambda done, total: self._tell("progress", phase=phase, done=done, total=total)
+        return lambda done, total: self.tell("progress", phase=phase, done=done, total=total)
 
-    def _tell(self, kind: str, **fields: Any) -> None:
+    def tell(self, kind: str, **fields: Any) -> None:
         if self.comm.rank == 0:
             self.events.emit(kind, **fields)
 

@@ -30,7 +30,8 @@ class StepResult:
     """What one step did, over all ranks. Times in seconds, as this rank saw them.
 
     ``comm_s`` is the all-reduce proper; ``wait_s`` is how long this rank waited for the slowest before it.
-    ``rank_tokens`` and ``rank_compute_s`` hold a number for each rank. ``stop`` is true if any rank was asked to stop.
+    ``rank_tokens`` and ``rank_compute_s`` hold a number for each rank. ``stop`` is true if any rank was asked to stop;
+    ``wishes`` are the sums of what the ranks wished.
     """
 
     loss: float
@@ -42,6 +43,7 @@ class StepResult:
     rank_tokens: tuple[int, ...]
     rank_compute_s: tuple[float, ...]
     stop: bool
+    wishes: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ class TrainStep:
         *,
         fused_loss: bool = True,
         should_stop: Callable[[], bool] = lambda: False,
+        wishes: Callable[[], Sequence[float]] = tuple,
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
         self.network = network
@@ -126,6 +129,7 @@ class TrainStep:
         self._comm = comm
         self._clip_norm = clip_norm
         self._should_stop = should_stop
+        self._wishes = wishes
         self._clock = clock
 
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
@@ -135,13 +139,13 @@ class TrainStep:
         compute_s = self._clock() - started
         num_tokens = sum(batch.num_tokens for batch in batches)
         num_supervised = sum(batch.num_supervised for batch in batches)
-        extra = [float(self._should_stop()), *self._own_slot(num_tokens), *self._own_slot(compute_s)]
+        extra = [float(self._should_stop()), *self._own_slot(num_tokens), *self._own_slot(compute_s), *self._wishes()]
         before = self._clock()
         reduced = reduce_gradients(self._comm, loss, gradients, num_supervised, extra)
         reduce_s = self._clock() - before
         norm = self._apply(reduced.gradients)
         size = self._comm.size
-        rank_compute_s = reduced.extra[1 + size :]
+        rank_compute_s = reduced.extra[1 + size : 1 + 2 * size]
         wait_s = min(reduce_s, max(rank_compute_s) - compute_s)
         return StepResult(
             loss=reduced.loss_sum / max(reduced.num_supervised, 1),
@@ -153,6 +157,7 @@ class TrainStep:
             rank_tokens=tuple(int(n) for n in reduced.extra[1 : 1 + size]),
             rank_compute_s=rank_compute_s,
             stop=reduced.extra[0] > 0,
+            wishes=reduced.extra[1 + 2 * size :],
         )
 
     def _apply(self, gradients: Named) -> float:

@@ -112,6 +112,12 @@ class RunConsole:
         self.say(f"step {event['step']}: validation loss {event['loss']:.4f}{best}")
         self._phase("answering" if event["step"] == self._num_steps else "training")
 
+    def _show_resumed(self, event: Event) -> None:
+        self._recent = []
+        if event["step"]:
+            self.say(f"goes on after step {event['step']} of {self._num_steps}")
+        self._phase("training" if event["step"] else "answering")
+
     def _show_step(self, event: Event) -> None:
         self._recent = [*self._recent[1 - _AVERAGED_STEPS :], event]
         figures = describe_step(event, self._recent, self._num_steps)

@@ -15,22 +15,29 @@ from trainer.cluster.traffic import sum_traffic
 from trainer.events import Event
 from trainer.measure.forecast import Forecast
 
+METRICS = "metrics.jsonl"
 _ESCAPE = "backslashreplace"  # for what UTF-8 cannot hold, half of a pair of surrogates; in JSON it is an escape as well
 
 
 class Record:
-    """Writes one run's events and output. Lines are flushed as they come, so that a crash loses none."""
+    """Writes one run's events and output. Lines are flushed as they come, so that a crash loses none.
+
+    Of a run that goes on, the answers before training are those of its beginning.
+    """
 
     def __init__(self, run_dir: Path, forecast: Forecast | None = None) -> None:
         self.run_dir = run_dir
         self._forecast = forecast
         self._events: dict[str, list[Event]] = {}
         self._files: dict[Path, TextIO] = {}
+        answered = [event for event in read_events(run_dir / METRICS) if event["event"] == "answered"]
+        if before := [event for event in answered if event["when"] == "before"]:
+            self._events["answered"] = before[-1:]
 
     def on_event(self, event: Event) -> None:
         """Append the event to ``metrics.jsonl`` and remember it for the summary."""
         self._events.setdefault(event["event"], []).append(event)
-        self._append(self.run_dir / "metrics.jsonl", to_json(event))
+        self._append(self.run_dir / METRICS, to_json(event))
 
     def on_line(self, line: Line) -> None:
         """Append a line of output to ``logs/rank-N.log``, or ``logs/mpirun.log`` for the launcher's own."""
@@ -58,6 +65,8 @@ class Record:
         if path not in self._files:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._files[path] = path.open("a", encoding="utf-8", errors=_ESCAPE, buffering=1)
+            if _ends_amid_a_line(path):  # whoever wrote it was killed
+                self._files[path].write("\n")
         self._files[path].write(text + "\n")
 
 
@@ -79,6 +88,35 @@ def summarise(events: dict[str, list[Event]], outcome: Outcome) -> dict[str, Any
     summary["share_in_style"] = {when: event["share_in_style"] for when, event in answered.items()}
     summary["answers"] = pair_answers(answered)
     return summary
+
+
+def read_events(path: Path) -> list[Event]:
+    """Return the events of a ``metrics.jsonl``; half a line, as of a run that is going, is passed over."""
+    try:
+        lines = path.read_text("utf-8", errors="replace").splitlines()
+    except FileNotFoundError:
+        return []
+    return [event for event in map(_parse, lines) if event is not None]
+
+
+def _parse(line: str) -> Event | None:
+    try:
+        event = json.loads(line)
+    except (ValueError, RecursionError):
+        return None
+    is_event = isinstance(event, dict) and isinstance(event.get("event"), str) and is_number(event.get("time"))
+    return event if is_event else None
+
+
+def is_number(value: object) -> bool:
+    """Whether a value read from JSON is a finite number."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _ends_amid_a_line(path: Path) -> bool:
+    with path.open("rb") as file:
+        file.seek(max(0, path.stat().st_size - 1))
+        return file.read(1) not in (b"", b"\n")
 
 
 def to_json(value: Any, indent: int | None = None) -> str:

@@ -24,7 +24,8 @@ from trainer.report.chart import (
     thin,
 )
 from trainer.report.links import plot_network
-from trainer.report.story import Step, Story, is_number
+from trainer.report.record import is_number
+from trainer.report.story import Step, Story
 from trainer.report.timeline import plot_timeline
 
 MOST_POINTS, _MOST_MEANS = 400, 80

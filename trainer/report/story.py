@@ -19,7 +19,7 @@ from trainer.cluster.supervise import Outcome
 from trainer.errors import EXIT_INTERRUPTED, InputError
 from trainer.events import Event
 from trainer.measure.store import find_matching, read_baseline
-from trainer.report.record import summarise
+from trainer.report.record import is_number, read_events, summarise
 
 State = Literal["done", "failed", "interrupted", "unfinished"]
 _OF_STEPS = ("step", "validated", "checkpoint", "skipped")
@@ -99,15 +99,6 @@ def read_story(folder: Path) -> Story:
     )
 
 
-def read_events(path: Path) -> list[Event]:
-    """Return the events of a ``metrics.jsonl``; half a line, as of a run that is going, is passed over."""
-    try:
-        lines = path.read_text("utf-8", errors="replace").splitlines()
-    except FileNotFoundError:
-        return []
-    return [event for event in map(_parse, lines) if event is not None]
-
-
 def drop_undone(events: Sequence[Event]) -> list[Event]:
     """Return the events without those of steps that a run took back when it went on from an earlier one."""
     kept: list[Event] = []
@@ -116,15 +107,6 @@ def drop_undone(events: Sequence[Event]) -> list[Event]:
             kept = [each for each in kept if each["event"] not in _OF_STEPS or not _number(each.get("step")) > event["step"]]
         kept.append(event)
     return kept
-
-
-def _parse(line: str) -> Event | None:
-    try:
-        event = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    is_event = isinstance(event, dict) and isinstance(event.get("event"), str) and is_number(event.get("time"))
-    return event if is_event else None
 
 
 def _read_step(event: Event) -> Step | None:
@@ -208,11 +190,6 @@ def _find_baseline(folder: Path, config: Mapping[str, Any], hosts: Mapping[str, 
         return find_matching(prints, config, set(hosts)) if hosts and config else None
     except (InputError, OSError, ValueError, LookupError, TypeError):
         return None
-
-
-def is_number(value: object) -> bool:
-    """Whether a value read from JSON is a finite number."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _number(value: object) -> float:

@@ -9,7 +9,8 @@ from trainer.errors import EXIT_INTERRUPTED
 from trainer.events import Event
 from trainer.measure.verdict import duration
 from trainer.report.chart import FAULT, GREY, Lane, Moment, Timeline
-from trainer.report.story import Step, Story, is_number
+from trainer.report.record import is_number
+from trainer.report.story import Step, Story
 
 _QUIET = {"step", "progress", "traffic", "prepared", "launched", "started", "planned", "reduced", "measured", "done"}
 _PAUSE_S = 1.0

@@ -1,0 +1,234 @@
+"""Runs from the control machine: new ones, and those that go on where they were interrupted or lost."""
+
+from __future__ import annotations
+
+import json
+import re
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from rich.console import Console
+
+from trainer.cluster.inventory import DEFAULT_INVENTORY, load_inventory
+from trainer.cluster.launch import NOT_YET, Again, Inputs, execute, plan_run, prepare, read_plan
+from trainer.cluster.nodes import Fleet
+from trainer.cluster.plan import Launch, RunPlan
+from trainer.cluster.rollcall import call_roll
+from trainer.cluster.several import execute_on, find_artifacts, guess_launch, plan_on, send_all
+from trainer.cluster.supervise import Line, Outcome
+from trainer.config import RunConfig
+from trainer.data.checked import check_data
+from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, InputError, StalledError
+from trainer.events import Event
+from trainer.measure.forecast import foretell
+from trainer.paths import PROJECT_ROOT, cache_dir, find_beside, runs_dir
+from trainer.recipe import DEFAULT_RECIPE, load_config
+from trainer.report.console import RunConsole, plain_text, render_answers, render_summary
+from trainer.report.page import try_page
+from trainer.report.record import Record, describe_hosts
+
+T = TypeVar("T")
+WIDTH = 110  # of tables where there is no terminal to ask
+_HOW = ("checkpoint.", "launch.")  # settings of how a run is done, not of what comes out of it
+_BY_CONTENT = {"model.source": "model", "model.revision": "model", "data.path": "data"}  # compared by fingerprint
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for. ``resume`` names a run to go on with, True means the latest; None makes a new one."""
+
+    inventory: str = DEFAULT_INVENTORY
+    recipe: str = DEFAULT_RECIPE
+    overrides: Sequence[str] = ()
+    name: str = ""
+    allow_slow_link: bool = False
+    resume: str | bool | None = None
+    branch: bool = False
+
+
+def read_inputs(request: Request) -> Inputs:
+    """Return cluster, configuration and data folder; raises `InputError` with the problems of all three together."""
+    problems: list[str] = []
+
+    def attempt(read: Callable[[], T]) -> T | None:
+        try:
+            return read()
+        except InputError as error:
+            problems.extend(error.problems)
+            return None
+
+    again = attempt(lambda: _find_earlier(request))
+    earlier = again.plan if again else None
+    cluster = attempt(lambda: load_inventory(find_beside(_choose_inventory(request, earlier), PROJECT_ROOT)))
+    config = attempt(lambda: load_config(_choose_recipe(request, earlier), request.overrides))
+    name = attempt(lambda: _choose_name(request, earlier))
+    data = attempt(lambda: find_beside(config.data.path, PROJECT_ROOT)) if config else None
+    if data:
+        attempt(lambda: check_data(data, cache_dir(), remembers=False))
+    if cluster is None or config is None or name is None or data is None or problems:
+        raise InputError(problems)
+    if again and not again.is_branch:
+        _refuse(find_changes(again.plan.config, config), again)
+    return Inputs(cluster=cluster, config=config, data=data, name=name, again=again)
+
+
+def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
+    """Train as requested and show the result; returns the exit code. ``runs`` is where the run's folder goes."""
+    runs = runs or runs_dir()
+    inputs = read_inputs(request)
+    if dry_run:
+        print(_guess_launch(inputs, runs).describe(), end="")
+        return EXIT_OK
+    with RunConsole() as console:
+        fleet = None if inputs.cluster.is_local else call_roll(inputs.cluster, request.allow_slow_link, console.say)
+        launch = _plan(inputs, fleet, console, runs)
+        console.say(f"run {launch.kept.run_dir}")
+        forecast = foretell(fleet.cluster if fleet else inputs.cluster, inputs.config, launch.kept.fingerprints)
+        if forecast:
+            console.say(forecast.describe())
+        record = Record(launch.kept.run_dir, forecast)
+        watcher = Both(record, console)  # kept first: a closed terminal must not lose it
+        watcher.on_event(describe_hosts(fleet.cluster if fleet else inputs.cluster))
+        outcome = execute_on(fleet, launch, watcher) if fleet else execute(launch, watcher)
+    summary = record.finish(outcome)
+    if "loss_best" in summary:
+        out = stdout()
+        out.print(render_summary(summary, inputs.config.style.name))
+        if summary["answers"]:
+            out.print(render_answers(summary["answers"]))
+    try_page(launch.kept.run_dir, complain)
+    _say_farewell(launch, outcome)
+    return outcome.exit_code
+
+
+def _plan(inputs: Inputs, fleet: Fleet | None, console: RunConsole, runs: Path) -> Launch:
+    """Fetch and deliver what the ranks need, and return the launch; a run that goes on must find its model and data."""
+    model, fingerprints = prepare(inputs, console)
+    if (again := inputs.again) and (changed := compare_content(again, fingerprints)):
+        _refuse(changed, again)
+    if not fleet:
+        return plan_run(inputs, model, fingerprints, runs)
+    send_all(fleet, find_artifacts(inputs, model, fingerprints), console.show_progress)
+    return plan_on(fleet, inputs, model, fingerprints, runs)
+
+
+def find_changes(before: RunConfig, now: RunConfig) -> list[str]:
+    """Return which settings differ that a run's results depend on, as "section.key: was 1, now 2"."""
+    old, new = _flatten(before), _flatten(now)
+    names = [name for name in new if not name.startswith(_HOW) and name not in _BY_CONTENT]
+    return [f"{name}: was {old.get(name)}, now {new[name]}" for name in names if old.get(name) != new[name]]
+
+
+def compare_content(again: Again, fingerprints: dict[str, str]) -> list[str]:
+    """Return what is not what the earlier run had: the model in any case, the data unless the run branches off."""
+    old = again.plan.fingerprints
+    names = ["model"] if again.is_branch else ["model", "data"]
+    return [f"{name}: was {old[name][:12]}, now {fingerprints[name][:12]}" for name in names if old[name] != fingerprints[name]]
+
+
+def _refuse(changed: list[str], again: Again) -> None:
+    if changed:
+        told = "\n".join(f"  {text}" for text in changed)
+        remedy = "" if again.is_branch else "; put it back, or start a new run from its newest checkpoint with --branch"
+        raise InputError(f"{again.folder}: cannot go on, for something has changed{remedy}:\n{told}")
+
+
+def _find_earlier(request: Request) -> Again | None:
+    """Return the run to go on with, None for a new one; raises `InputError` if there is none, or nothing is left to do."""
+    if request.resume is None or request.resume is False:
+        if request.branch:
+            raise InputError("--branch: needs --resume RUN, the run to branch off from")
+        return None
+    name = request.resume if isinstance(request.resume, str) else "latest"
+    folder = find_beside(name, runs_dir()).resolve()
+    plan = read_plan(folder)
+    if not request.branch and read_exit_code(folder) == EXIT_OK:
+        raise InputError(f"{folder}: has ended well, there is nothing to go on with; --branch starts a new run from its end")
+    return Again(folder=folder, plan=plan, is_branch=request.branch)
+
+
+def read_exit_code(folder: Path) -> int | None:
+    """Return how a run ended, None while it has not."""
+    try:
+        code = json.loads((folder / "summary.json").read_text("utf-8"))["exit_code"]
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return code if isinstance(code, int) else None
+
+
+def _choose_inventory(request: Request, earlier: RunPlan | None) -> str:
+    return earlier.inventory if earlier and earlier.inventory and request.inventory == DEFAULT_INVENTORY else request.inventory
+
+
+def _choose_recipe(request: Request, earlier: RunPlan | None) -> str | Path:
+    return earlier.run_dir / "config.toml" if earlier and request.recipe == DEFAULT_RECIPE else request.recipe
+
+
+def _choose_name(request: Request, earlier: RunPlan | None) -> str:
+    if request.name:
+        return _check_name(request.name)
+    return earlier.name if earlier else _name_after(request.recipe)
+
+
+def _flatten(config: RunConfig) -> dict[str, object]:
+    return {f"{section}.{key}": value for section, table in config.as_dict().items() for key, value in table.items()}
+
+
+def _guess_launch(inputs: Inputs, runs: Path) -> Launch:
+    """Return the launch as far as it is known without asking any host or fetching anything."""
+    unknown = {"model": NOT_YET, "data": NOT_YET}
+    if inputs.cluster.is_local:
+        return plan_run(inputs, Path(NOT_YET), unknown, runs)
+    return guess_launch(inputs, Path(NOT_YET), unknown, runs)
+
+
+def _check_name(name: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", name):
+        raise InputError(f"--name {json.dumps(name)}: use up to 64 letters, digits, '-', '_' and '.'; it names a folder")
+    return name
+
+
+def _name_after(recipe: str) -> str:
+    """Return a run's name made of its recipe's, with what a folder should not have in its name left out."""
+    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(recipe).stem).strip("-")[:64] or "run"
+
+
+def stdout() -> Console:
+    """Return where results go."""
+    return Console() if sys.stdout.isatty() else Console(width=WIDTH)
+
+
+class Both:
+    """Hands everything to several watchers in turn."""
+
+    def __init__(self, *watchers: RunConsole | Record) -> None:
+        self._watchers = watchers
+
+    def on_event(self, event: Event) -> None:
+        """Pass an event on."""
+        for watcher in self._watchers:
+            watcher.on_event(event)
+
+    def on_line(self, line: Line) -> None:
+        """Pass a line on."""
+        for watcher in self._watchers:
+            watcher.on_line(line)
+
+
+def _say_farewell(launch: Launch, outcome: Outcome) -> None:
+    """Say on standard error how the run ended and what to do next."""
+    run_dir = launch.kept.run_dir
+    if outcome.exit_code == EXIT_OK:
+        print(f"run {run_dir}\ntalk to it: ./inv chat", file=sys.stderr)
+        return
+    can_go_on = outcome.exit_code in (EXIT_INTERRUPTED, StalledError.exit_code)
+    onward = f"\nit goes on with: ./inv train --resume {run_dir.name}" if can_go_on else ""
+    complain(f"{outcome.message}\nlogs: {run_dir / 'logs'}{onward}")
+
+
+def complain(text: str) -> None:
+    """Print on standard error what others may have written, without the control characters that it may hold."""
+    print(plain_text(text).plain, file=sys.stderr)
