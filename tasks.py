@@ -196,6 +196,30 @@ def doctor(_: Context, inventory: str = "inventory/hosts.yml", json: bool = Fals
     _end(at_boundary(lambda: examine(inventory, as_json=json)))
 
 
+@task(help={"inventory": "ask these hosts as well what they are busy with, whoever has started it"})
+def status(_: Context, inventory: str = "") -> None:
+    """Show the runs that are going on, from any terminal."""
+    from trainer.control import at_boundary
+    from trainer.control import status as look
+
+    _end(at_boundary(lambda: look(inventory)))
+
+
+@task(
+    help={
+        "run": "name of the run to stop; default: all that are going on from here",
+        "inventory": "end on these hosts also ranks that nobody leads any more",
+        "now": "do not wait for the step that is under way",
+    }
+)
+def stop(_: Context, run: str = "", inventory: str = "", now: bool = False) -> None:
+    """Stop a run cleanly, from any terminal."""
+    from trainer.control import at_boundary
+    from trainer.control import stop as end
+
+    _end(at_boundary(lambda: end(run, inventory, now=now)))
+
+
 @task(
     iterable=["prompt"],
     help={
@@ -277,5 +301,7 @@ def _end(code: object) -> None:
 
 
 namespace = Collection(
-    train, baseline, rehearse, report, chat, fuse, provision, verify, teardown, doctor, test, lint, data=data, lab=lab
+    *(train, status, stop, baseline, rehearse, report, chat, fuse, provision, verify, teardown, doctor, test, lint),
+    data=data,
+    lab=lab,
 )

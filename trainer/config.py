@@ -92,6 +92,9 @@ class TrainConfig:
     global_batch: int = _key(8, "Samples in one optimizer step, over all ranks together.", minimum=1)
     micro_batch: int = _key(4, "Samples that one rank computes at once; more than that are accumulated.", minimum=1)
     eval_every: int = _key(50, "Steps between validations; 0 for only before and after training.", minimum=0)
+    compare_every: int = _key(
+        100, "Steps between comparisons of all ranks' parameters, which must be the same bit by bit; 0: never.", minimum=0
+    )
     seed: int = _key(0, "Seed of the adapter's initial values, the order of samples and dropout.", minimum=0, maximum=2**32 - 1)
 
 

@@ -18,6 +18,7 @@ from trainer.cluster.provision import Playbook, run_playbook
 from trainer.cluster.rollcall import call_roll
 from trainer.cluster.several import find_artifacts, send_all
 from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, FlotillaError, InputError
+from trainer.jobs import show_status, stop_jobs
 from trainer.paths import PROJECT_ROOT, find_beside, runs_dir
 from trainer.report.console import RunConsole
 from trainer.report.page import try_page
@@ -124,6 +125,22 @@ def doctor(inventory: str, *, as_json: bool) -> int:
     from trainer.cluster.doctor import run
 
     return run(find_beside(inventory, PROJECT_ROOT), as_json=as_json)
+
+
+def status(inventory: str) -> int:
+    """Show the runs that are going on, and with an inventory what its hosts are busy with; returns the exit code."""
+    cluster = load_inventory(find_beside(inventory, PROJECT_ROOT)) if inventory else None
+    for line in show_status(runs_dir(), cluster):
+        print(line)
+    return EXIT_OK
+
+
+def stop(run: str, inventory: str, *, now: bool) -> int:
+    """End the runs that are going on, cleanly; returns the exit code, that of bad input if there are none."""
+    cluster = load_inventory(find_beside(inventory, PROJECT_ROOT)) if inventory else None
+    if not stop_jobs(runs_dir(), run, cluster, at_once=now, say=print):
+        raise InputError(f"{run or 'nothing'}: is not running from here; ./inv status -i INVENTORY asks the hosts")
+    return EXIT_OK
 
 
 def chat(run: str, *, base: bool, model: str, prompts: list[str], system: str, max_tokens: int, temperature: str) -> int:

@@ -21,6 +21,7 @@ measured    what ("host", "job", "link", "all_reduce") and its figures: see trai
 rehearsed   world_size, step_s, comm_s (lists, one number a step)
 checkpoint  step, size_bytes, seconds (to write it), path: on the disk of rank 0's host
 resumed     step, attempt, path: the run goes on after that step
+skipped     step, loss, grad_norm, ranks (whose share was not finite), samples (counted from 1): a step that was not applied
 saved       what, path: an adapter is on disk
 done        the summary: steps, losses, throughput, peak memory
 error       message, exit_code: this rank ends

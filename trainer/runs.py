@@ -23,6 +23,7 @@ from trainer.config import RunConfig
 from trainer.data.checked import check_data
 from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, InputError, StalledError
 from trainer.events import Event
+from trainer.jobs import Claim
 from trainer.measure.forecast import foretell
 from trainer.paths import PROJECT_ROOT, cache_dir, find_beside, runs_dir
 from trainer.recipe import DEFAULT_RECIPE, load_config
@@ -82,9 +83,10 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
     if dry_run:
         print(_guess_launch(inputs, runs).describe(), end="")
         return EXIT_OK
-    with RunConsole() as console:
+    with Claim(inputs.cluster, runs) as claim, RunConsole() as console:
         fleet = None if inputs.cluster.is_local else call_roll(inputs.cluster, request.allow_slow_link, console.say)
         launch = _plan(inputs, fleet, console, runs)
+        claim.name(launch.kept.run_dir)
         console.say(f"run {launch.kept.run_dir}")
         forecast = foretell(fleet.cluster if fleet else inputs.cluster, inputs.config, launch.kept.fingerprints)
         if forecast:

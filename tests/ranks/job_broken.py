@@ -11,6 +11,7 @@ from typing import Any
 
 from trainer import cli
 from trainer.engine import loop
+from trainer.engine import step as step_module
 
 RANK = int(os.environ["OMPI_COMM_WORLD_RANK"])
 BROKEN = os.environ["BROKEN"]
@@ -48,6 +49,26 @@ def break_something() -> None:
             return real_reduce(step, *args)
 
         loop.TrainStep.__call__ = diverge
+    elif BROKEN == "diverges once":
+        real_gradients = step_module.local_gradients
+        calls = iter(range(1, 1000))
+
+        def spoil(*args: Any, **options: Any) -> Any:
+            loss, gradients = real_gradients(*args, **options)
+            factor = float("inf") if next(calls) == 3 else 1.0
+            return loss * factor, gradients
+
+        step_module.local_gradients = spoil
+    elif BROKEN == "drifts":
+        real_step = loop.TrainStep.__call__
+
+        def drift(step: Any, *args: Any) -> Any:
+            result = real_step(step, *args)
+            name, value = loop.tree_flatten(step.network.model.trainable_parameters())[0]
+            step.network.model.load_weights([(name, value * (1 + 2**-22))], strict=False)
+            return result
+
+        loop.TrainStep.__call__ = drift
     else:
         raise AssertionError(BROKEN)
 

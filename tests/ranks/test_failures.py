@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from support import Log, plan_tiny, run, with_program
 
 from trainer.cluster.plan import Launch
 from trainer.cluster.supervise import Outcome
+from trainer.data.order import global_batch_at
 from trainer.errors import ClusterError
 from trainer.paths import PROJECT_ROOT
 
@@ -99,13 +101,46 @@ def test_hosts_with_other_packages_are_refused(tiny_model: Path, tiny_data: Path
     assert f"0.31.0 (rank 1 on {os.uname().nodename})" in outcome.message
 
 
-def test_a_loss_that_is_not_finite_ends_the_run(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
-    """NaN on one rank reaches all through the reduction: exit 4, and what to change."""
-    outcome, _ = run_broken(plan_tiny(tiny_model, tiny_data, tmp_path, 2), "diverges")
+def test_a_loss_that_stays_infinite_ends_the_run(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """NaN on one rank reaches all through the reduction; the third time in a row: exit 4, and what to go back to."""
+    settings = ("checkpoint.every_steps=1", "train.compare_every=0")
+    outcome, log = run_broken(plan_tiny(tiny_model, tiny_data, tmp_path, 2, *settings), "diverges")
     assert outcome == Outcome(
         4,
-        "step 1: the loss is nan and the gradient's norm nan; lower optimizer.learning_rate or raise schedule.warmup_steps",
+        "step 3: the loss is nan and the gradient's norm nan, the 3rd step in a row that is not finite; "
+        "lower optimizer.learning_rate or raise schedule.warmup_steps; there is no checkpoint yet",
     )
+    assert [event["step"] for event in log.of("skipped")] == [1, 2, 3]
+    assert not log.of("step")
+
+
+def test_a_step_that_is_not_finite_is_left_out_on_all_ranks(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """One infinite loss on rank 1: its samples are named, no rank applies the step, the ranks stay alike, and go on."""
+    settings = ("train.steps=6", "train.eval_every=0", "train.compare_every=1")
+    launch = plan_tiny(tiny_model, tiny_data, tmp_path, 2, *settings)
+    outcome, log = run_broken(launch, "diverges once")
+    assert outcome.exit_code == 0, outcome.message
+    [skipped] = log.of("skipped")
+    assert (skipped["step"], skipped["ranks"], skipped["loss"]) == (3, [1], math.inf)
+    seed = launch.plan.config.train.seed
+    chosen = {int(row) + 1 for row in global_batch_at(2, 24, launch.plan.config.train.global_batch, seed)}
+    assert 0 < len(skipped["samples"]) < len(chosen)
+    assert set(skipped["samples"]) < chosen
+    assert [event["step"] for event in log.of("step")] == [1, 2, 4, 5, 6]
+    rates = [event["learning_rate"] for event in log.of("step")]
+    assert rates[2] > rates[3]
+    assert log.of("done")[0]["skipped"] == 1
+
+
+def test_ranks_that_drift_apart_are_stopped(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """One bit in one parameter of rank 1: exit 3 at the next comparison, with the rank that is not like the others."""
+    outcome, log = run_broken(plan_tiny(tiny_model, tiny_data, tmp_path, 3, "train.compare_every=2"), "drifts")
+    assert outcome.exit_code == 3
+    assert outcome.message == (
+        f"after step 2 the ranks' parameters are not the same: rank 1 on {os.uname().nodename} has others than most; "
+        "its memory or its link is not to be trusted; there is no checkpoint yet"
+    )
+    assert len(log.of("step")) == 2
 
 
 def test_without_the_mpi_library_no_rank_trains_alone(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
@@ -160,7 +195,7 @@ def test_an_interruption_ends_all_ranks_and_keeps_the_adapter(
         rest = process.stdout.read().split()
         assert process.wait(SOON_S) == 130
     assert "saved" in rest
-    [run_dir] = [path for path in tmp_path.iterdir() if not path.is_symlink()]
+    [run_dir] = [path for path in tmp_path.iterdir() if path.is_dir() and not path.is_symlink()]
     assert (run_dir / "adapter" / "adapters.safetensors").is_file()
     assert (run_dir / "checkpoints" / "last" / "adapters.safetensors").is_file()
     assert not find_processes(str(run_dir))

@@ -24,6 +24,7 @@ from contextlib import suppress
 from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
+from trainer.cluster.lock import HOST_LOCK, find_holder
 from trainer.cluster.processes import end_mentioning
 from trainer.fingerprint import hash_files
 from trainer.interfaces import Interface, find_owner, list_interfaces, read_counters
@@ -52,6 +53,7 @@ def main(bundle: dict[str, Any]) -> int:
         "relay": lambda: relay(request, bundle),
         "write": lambda: write(request),
         "sweep": lambda: sweep(request),
+        "holder": lambda: {"holder": find_holder(Path(request["folder"]) / HOST_LOCK)},
         "collect": lambda: collect(request, sys.stdout.buffer),
     }
     try:

@@ -23,6 +23,7 @@ import mlx.nn as nn
 import mlx.optimizers as optim
 import numpy as np
 from mlx.utils import tree_flatten, tree_unflatten
+from numpy.typing import NDArray
 
 from trainer.checkpoints import Checkpoint, discard_after, find_newest, keep_only, write_checkpoint
 from trainer.comm.group import Comm
@@ -62,7 +63,7 @@ def to_safetensors(named: Mapping[str, mx.array]) -> list[Any]:
     portions: list[Any] = []
     offset = 0
     for name, value in named.items():
-        bits = np.array(value.view(mx.uint16) if value.dtype == mx.bfloat16 else value, copy=True, order="C").reshape(-1)
+        bits = _copy(value)
         header[name] = {
             "dtype": _KINDS[value.dtype],
             "shape": list(value.shape),
@@ -97,7 +98,6 @@ class Keeper:
         self._done: list[Written | str] = []
         self._saved_step = 0
         self._saved_at = clock()
-        self.last: Checkpoint | None = None
 
     def go_on_from(self, step: int) -> None:
         """Count from ``step``, of which there is a checkpoint."""
@@ -164,7 +164,6 @@ class Keeper:
             where = f"{socket.gethostname()}: the checkpoint of step {step} could not be written to {self.folder}"
             self._done.append(f"{where} ({error.strerror}); the run goes on without it")
             return
-        self.last = written
         self._done.append(Written(written, time.perf_counter() - started))
 
 
@@ -203,6 +202,11 @@ def take_over(comm: Comm, folder: Path, step: int) -> None:
     comm.all_gather(None)
 
 
+def to_bytes(value: mx.array) -> bytes:
+    """Return the bits of an array of any type."""
+    return _copy(value).tobytes()
+
+
 def load_state(checkpoint: Checkpoint) -> Named:
     """Return the arrays of a checkpoint, not yet read."""
     named = mx.load(str(checkpoint.folder / STATE))
@@ -232,3 +236,8 @@ def _state_digest(checkpoint: Checkpoint) -> str:
 
 def _read_files(folder: Path) -> dict[str, bytes]:
     return {name: (folder / name).read_bytes() for name in (STATE, BEST) if (folder / name).exists()}
+
+
+def _copy(value: mx.array) -> NDArray[Any]:
+    """Return a flat copy of an array that NumPy can hold: of bfloat16, which it does not know, the bits."""
+    return np.array(value.view(mx.uint16) if value.dtype == mx.bfloat16 else value, copy=True, order="C").reshape(-1)

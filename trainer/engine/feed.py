@@ -49,6 +49,7 @@ class Feed:
         self._frozen = frozen
         self._pack = pack_batch if is_packed else make_batch
         self.speeds = tuple(speeds)
+        self.dealt: list[list[int]] = []  # the rows of each rank in the last step
         self._rates: list[list[float]] = []
         self._planned: dict[int, list[list[int]]] = {}  # step to the rows of each rank
         self._next: tuple[int, Future[list[Batch]]] | None = None
@@ -65,7 +66,7 @@ class Feed:
         rank = self._comm.rank
         is_ready = self._next and self._next[0] == step
         prepared = self._next[1].result() if self._next and is_ready else self._assemble(self._planned[step][rank])
-        del self._planned[step]
+        self.dealt = self._planned.pop(step)
         self._next = None
         if step + 1 in self._planned:
             self._next = (step + 1, self._pool.submit(self._assemble, self._planned[step + 1][rank]))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import math
+import os
+import socket
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +15,7 @@ import mlx.core as mx
 from mlx.utils import tree_flatten
 from mlx_lm.utils import get_total_parameters, load
 
+from trainer.cluster.lock import HOST_LOCK, Lock, find_holder
 from trainer.cluster.plan import RunPlan
 from trainer.comm.agree import check_agreement, describe_software
 from trainer.comm.group import Comm, to_floats
@@ -30,12 +33,15 @@ from trainer.engine.memory import peak_memory_mib
 from trainer.engine.optimizer import make_optimizer
 from trainer.engine.resume import Bookmark
 from trainer.engine.rows import load_rows
+from trainer.engine.sentry import Sentry
 from trainer.engine.step import StepResult, TrainStep
-from trainer.errors import DivergedError
+from trainer.errors import ClusterError
 from trainer.events import Events
 from trainer.fingerprint import hash_files, hash_model
 from trainer.model.lora import attach_adapter
 from trainer.model.network import Network
+
+_LOCK_PATIENCE_S = 3.0  # for ranks of an earlier attempt that are about to be gone
 
 
 @dataclass
@@ -46,6 +52,7 @@ class Progress:
     best_loss: float = math.inf
     best_step: int = 0
     validated_step: int = 0
+    skipped: int = 0
     last_loss: float = math.nan
     steps_done: int = 0
     tokens: int = 0
@@ -89,6 +96,7 @@ class Run:
         return self.progress.stopped
 
     def _agree(self, threads: int) -> None:
+        self._lock = claim_host(self.plan, self.comm)  # held until the process ends
         self.software = agree_on(self.plan, self.comm)
         self.tell("started", world_size=self.comm.size, threads=threads, software=self.software)
 
@@ -127,6 +135,7 @@ class Run:
         self.network = Network(self.model, skipped=skipped, packing=speed.packing, use_kernels=speed.kernels)
         optimizer = make_optimizer(self.config.optimizer, self.config.schedule, self.num_steps)
         self.bookmark = Bookmark(self)
+        self.sentry = Sentry(self)
         self.step = TrainStep(
             self.network,
             optimizer,
@@ -165,22 +174,19 @@ class Run:
             started = time.perf_counter()
             result = self.step(self.feed.batches(step - 1, self._trunk_ticker))
             self._record(step, result, time.perf_counter() - started)
+            self.sentry.look(step, result)
             self.feed.learn(result)
             if result.stop:
                 self.progress.stopped = True
                 break
             self._validate_if_due(step)
-            if step in (self.num_steps, self.progress.best_step) or Keeper.grants(result.wishes):
+            is_due = result.is_applied and Keeper.grants(result.wishes)
+            if is_due or step in (self.num_steps, self.progress.best_step):
                 self.bookmark.keep()
             self.bookmark.tell()
         tell_traffic(self.comm, self.events, self.plan.network, "end")
 
     def _record(self, step: int, result: StepResult, step_s: float) -> None:
-        if not (math.isfinite(result.loss) and math.isfinite(result.grad_norm)):
-            raise DivergedError(
-                f"step {step}: the loss is {result.loss} and the gradient's norm {result.grad_norm}; "
-                "lower optimizer.learning_rate or raise schedule.warmup_steps"
-            )
         done = self.progress
         done.steps_done = step
         done.tokens += sum(result.rank_tokens)
@@ -188,6 +194,9 @@ class Run:
         done.step_s += step_s
         done.comm_s += result.comm_s
         done.wait_s += result.wait_s
+        if not result.is_applied:
+            done.skipped += 1
+            return
         self.tell(
             "step",
             step=step,
@@ -282,6 +291,7 @@ class Run:
             "done",
             stopped=done.stopped,
             steps=done.steps_done,
+            skipped=done.skipped,
             loss_before=done.first_loss,
             loss_best=done.best_loss,
             best_step=done.best_step,
@@ -315,6 +325,22 @@ def agree_on(plan: RunPlan, comm: Comm) -> dict[str, str]:
     facts = {"configuration": hashlib.sha256(plan.render().encode()).hexdigest(), **software, **seen}
     check_agreement(comm, facts, plan.fingerprints)
     return software
+
+
+def claim_host(plan: RunPlan, comm: Comm) -> Lock:
+    """Take hold of each host for the run, on its first rank; a collective. Raises `ClusterError` if one is taken.
+
+    The control machine has its own lock; this one stands for ranks that another machine has started, or nobody leads any more.
+    """
+    lock = Lock(plan.run_dir.parent / HOST_LOCK)
+    problem, host = "", socket.gethostname()
+    about = {"run": str(plan.run_dir), "pid": os.getpid(), "host": host, "since": time.time()}
+    if comm.is_first_on_host and not lock.take(about, _LOCK_PATIENCE_S):
+        holder = find_holder(lock.path) or {}
+        problem = f"{host} is busy with the run {holder.get('run', '?')} (process {holder.get('pid', '?')}); ./inv stop ends it"
+    if problems := [each for each in comm.all_gather(problem) if each]:
+        raise ClusterError("\n".join(problems))
+    return lock
 
 
 def count_numbers(tree: Any) -> int:

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
+from trainer.checkpoints import list_steps
 from trainer.engine.adapters import WEIGHTS, save_adapter
 from trainer.engine.checkpoint import (
     Keeper,
@@ -59,6 +60,7 @@ class Bookmark:
         if source == run.plan.run_dir:
             self._keeper.go_on_from(step)
         self._restore_best(load_best(found))
+        run.sentry.compare(step)
         self._compare_software(found.facts["software"])
         return True
 
@@ -89,6 +91,11 @@ class Bookmark:
             kept = news.checkpoint
             about = {"step": kept.step, "size_bytes": kept.size_bytes, "seconds": news.seconds}
             self._run.tell("checkpoint", **about, path=str(kept.folder))
+
+    def last_step(self) -> int:
+        """Return the step of the newest checkpoint, 0 while there is none."""
+        self._keeper.wait()
+        return next(iter(list_steps(self._keeper.folder)), 0)
 
     def close(self) -> None:
         """Return when the last checkpoint is on the disk."""

@@ -8,6 +8,7 @@ token counts differ.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -31,7 +32,8 @@ class StepResult:
 
     ``comm_s`` is the all-reduce proper; ``wait_s`` is how long this rank waited for the slowest before it.
     ``rank_tokens`` and ``rank_compute_s`` hold a number for each rank. ``stop`` is true if any rank was asked to stop;
-    ``wishes`` are the sums of what the ranks wished.
+    ``wishes`` are the sums of what the ranks wished. A step whose loss or gradient is not finite ``is_applied`` on no rank;
+    ``is_finite_here`` says whether what this rank added was finite.
     """
 
     loss: float
@@ -44,6 +46,8 @@ class StepResult:
     rank_compute_s: tuple[float, ...]
     stop: bool
     wishes: tuple[float, ...] = ()
+    is_applied: bool = True
+    is_finite_here: bool = True
 
 
 @dataclass(frozen=True)
@@ -133,7 +137,7 @@ class TrainStep:
         self._clock = clock
 
     def __call__(self, batches: Sequence[Batch]) -> StepResult:
-        """Compute this rank's ``batches``, average with the other ranks, update the parameters."""
+        """Compute this rank's ``batches``, average with the other ranks, update the parameters if the result is finite."""
         started = self._clock()
         loss, gradients = local_gradients(self.network, batches, fused=self._fused_loss)
         compute_s = self._clock() - started
@@ -143,7 +147,7 @@ class TrainStep:
         before = self._clock()
         reduced = reduce_gradients(self._comm, loss, gradients, num_supervised, extra)
         reduce_s = self._clock() - before
-        norm = self._apply(reduced.gradients)
+        norm, is_applied = self._apply(reduced)
         size = self._comm.size
         rank_compute_s = reduced.extra[1 + size : 1 + 2 * size]
         wait_s = min(reduce_s, max(rank_compute_s) - compute_s)
@@ -158,14 +162,23 @@ class TrainStep:
             rank_compute_s=rank_compute_s,
             stop=reduced.extra[0] > 0,
             wishes=reduced.extra[1 + 2 * size :],
+            is_applied=is_applied,
+            is_finite_here=is_applied or _is_finite(loss, gradients),
         )
 
-    def _apply(self, gradients: Named) -> float:
-        clipped, norm = clip_gradients(gradients, self._clip_norm)
-        model = self.network.model
-        self.optimizer.update(model, tree_unflatten(clipped))
-        mx.eval(model.trainable_parameters(), self.optimizer.state, norm)
-        return to_floats(norm.reshape(1))[0]
+    def _apply(self, reduced: Reduced) -> tuple[float, bool]:
+        """Update the parameters unless that would spoil them; returns the gradient's norm, and whether they were updated.
+
+        What was reduced is the same on all ranks, bit by bit, so they all come to the same decision.
+        """
+        clipped, norm = clip_gradients(reduced.gradients, self._clip_norm)
+        [number] = to_floats(norm.reshape(1))
+        is_applied = math.isfinite(number) and math.isfinite(reduced.loss_sum)
+        if is_applied:
+            model = self.network.model
+            self.optimizer.update(model, tree_unflatten(clipped))
+            mx.eval(model.trainable_parameters(), self.optimizer.state)
+        return number, is_applied
 
     def _own_slot(self, value: float) -> list[float]:
         """Return a number for each rank, zero but for ours: their sum over the ranks is everybody's value."""
@@ -179,6 +192,10 @@ def _unflatten(flat: mx.array, like: Named) -> Named:
         parts.append((name, flat[start : start + value.size].reshape(value.shape)))
         start += value.size
     return parts
+
+
+def _is_finite(loss: mx.array, gradients: Named) -> bool:
+    return bool(mx.all(mx.stack([mx.all(mx.isfinite(value)) for value in (loss, *(value for _, value in gradients))])).item())
 
 
 def _second(pair: tuple[str, mx.array]) -> mx.array:
