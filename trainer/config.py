@@ -131,6 +131,19 @@ class LaunchConfig:
     )
     threads_per_rank: int = _key(0, "CPU threads of each rank; 0 shares the host's cores among its ranks.", minimum=0)
     start_timeout_s: float = _key(300.0, "Seconds in which all ranks must have started and agreed.", exclusiveMinimum=0)
+    on_loss: Literal["stop", "wait", "continue"] = _key(
+        "continue",
+        "When a rank or a host is lost: end the run, wait for the host, or go on without it from the last checkpoint until it "
+        "is back.",
+    )
+    min_hosts: int = _key(1, "With fewer hosts than that a run does not go on; it waits.", minimum=1)
+    wait_s: float = _key(3600.0, "Longest wait for hosts that were lost, in seconds; then the run ends.", minimum=0)
+    silence_s: float = _key(10.0, "Seconds without a sign of life after which a host counts as lost.", exclusiveMinimum=1)
+    stall_s: float = _key(
+        60.0,
+        "A rank ends itself if a step takes so many seconds, and ten times as long as usual.",
+        exclusiveMinimum=0,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,6 +10,7 @@ progress    phase, done, total: how far a long phase without steps has come, on 
 prepared    model (its folder), fingerprints: what the control machine fetched and checked before the launch
 fetched     model (its folder): all that `python -m trainer fetch` tells
 launched    hosts (name to ranks, in rank order): the control machine's own, as it starts a run
+heartbeat   host, idle_s: every second from each host; kept by the supervisor, not in metrics.jsonl
 started     world_size, threads, software (versions): all ranks have connected and agree
 planned     steps, epochs, rows, tokens, trainable, parameters, selective_head, packed, trunk: once, before the first step
 step        step, loss, learning_rate, grad_norm, tokens, supervised, step_s, comm_s, wait_s, rank_tokens_per_s
@@ -33,6 +34,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Callable
 from typing import Any, TextIO
@@ -49,12 +51,14 @@ class Events:
         self.rank = rank
         self._stream = stream or sys.stdout
         self._clock = clock
+        self._lock = threading.Lock()
 
     def emit(self, kind: str, **fields: Any) -> None:
         """Write one event and flush, so that it leaves the process even if that is its last act."""
         line = json.dumps({"event": kind, "rank": self.rank, "time": round(self._clock(), 3), **fields})
-        self._stream.write(line + "\n")
-        self._stream.flush()
+        with self._lock:  # heartbeats come from a thread of their own
+            self._stream.write(line + "\n")
+            self._stream.flush()
 
 
 def parse_event(line: str) -> Event | None:

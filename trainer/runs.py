@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 import sys
@@ -12,12 +13,12 @@ from typing import TypeVar
 
 from rich.console import Console
 
-from trainer.cluster.inventory import DEFAULT_INVENTORY, load_inventory
-from trainer.cluster.launch import NOT_YET, Again, Inputs, execute, plan_run, prepare, read_plan
-from trainer.cluster.nodes import Fleet
+from trainer.cluster.inventory import DEFAULT_INVENTORY, Cluster, load_inventory
+from trainer.cluster.launch import NOT_YET, Again, Attach, Inputs, Watcher, execute, plan_run, prepare, read_plan
+from trainer.cluster.nodes import muster
 from trainer.cluster.plan import Launch, RunPlan
 from trainer.cluster.rollcall import call_roll
-from trainer.cluster.several import execute_on, find_artifacts, guess_launch, plan_on, send_all
+from trainer.cluster.several import execute_on, find_artifacts, guess_launch, notice, plan_on, send_all
 from trainer.cluster.supervise import Line, Outcome
 from trainer.config import RunConfig
 from trainer.data.checked import check_data
@@ -25,6 +26,7 @@ from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, InputError, StalledError
 from trainer.events import Event
 from trainer.jobs import Claim
 from trainer.measure.forecast import foretell
+from trainer.onward import Onward
 from trainer.paths import PROJECT_ROOT, cache_dir, find_beside, runs_dir
 from trainer.recipe import DEFAULT_RECIPE, load_config
 from trainer.report.console import RunConsole, plain_text, render_answers, render_summary
@@ -84,17 +86,15 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
         print(_guess_launch(inputs, runs).describe(), end="")
         return EXIT_OK
     with Claim(inputs.cluster, runs) as claim, RunConsole() as console:
-        fleet = None if inputs.cluster.is_local else call_roll(inputs.cluster, request.allow_slow_link, console.say)
-        launch = _plan(inputs, fleet, console, runs)
+        voyage = Voyage(inputs, request.allow_slow_link, console, runs)
+        launch = voyage.launch
         claim.name(launch.kept.run_dir)
         console.say(f"run {launch.kept.run_dir}")
-        forecast = foretell(fleet.cluster if fleet else inputs.cluster, inputs.config, launch.kept.fingerprints)
+        forecast = foretell(voyage.cluster, inputs.config, launch.kept.fingerprints)
         if forecast:
             console.say(forecast.describe())
         record = Record(launch.kept.run_dir, forecast)
-        watcher = Both(record, console)  # kept first: a closed terminal must not lose it
-        watcher.on_event(describe_hosts(fleet.cluster if fleet else inputs.cluster))
-        outcome = execute_on(fleet, launch, watcher) if fleet else execute(launch, watcher)
+        outcome = voyage.make(record)
     summary = record.finish(outcome)
     if "loss_best" in summary:
         out = stdout()
@@ -106,15 +106,53 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
     return outcome.exit_code
 
 
-def _plan(inputs: Inputs, fleet: Fleet | None, console: RunConsole, runs: Path) -> Launch:
-    """Fetch and deliver what the ranks need, and return the launch; a run that goes on must find its model and data."""
-    model, fingerprints = prepare(inputs, console)
-    if (again := inputs.again) and (changed := compare_content(again, fingerprints)):
-        _refuse(changed, again)
-    if not fleet:
-        return plan_run(inputs, model, fingerprints, runs)
-    send_all(fleet, find_artifacts(inputs, model, fingerprints), console.show_progress)
-    return plan_on(fleet, inputs, model, fingerprints, runs)
+class Voyage:
+    """One run from its first start to its end, on the hosts that are there at each start."""
+
+    def __init__(self, inputs: Inputs, allow_slow_link: bool, console: RunConsole, runs: Path) -> None:
+        """Ask the hosts, fetch and deliver what the ranks need, and plan; nothing is started yet."""
+        self._inputs, self._allow_slow_link, self._console, self._runs = inputs, allow_slow_link, console, runs
+        self._fleet = None if inputs.cluster.is_local else call_roll(inputs.cluster, allow_slow_link, console.say)
+        self._model, self._fingerprints = prepare(inputs, console)
+        if (again := inputs.again) and (changed := compare_content(again, self._fingerprints)):
+            _refuse(changed, again)
+        self._is_under_way = False
+        self.launch = self._plan(inputs)
+
+    @property
+    def cluster(self) -> Cluster:
+        """The hosts of the next start, or of the one that is under way."""
+        return self._fleet.cluster if self._fleet else self._inputs.cluster
+
+    def make(self, record: Record) -> Outcome:
+        """Run to the end, through losses if the recipe says so; all is told to ``record`` and on the console."""
+        settings = self._inputs.config.launch
+        onward = Onward(self._inputs.cluster, settings, lambda text: notice(self._watcher, text))
+        self._watcher = Both(record, self._console, onward)  # kept first: a closed terminal must not lose it
+        return onward.follow(self._start)
+
+    def _start(self, cluster: Cluster, attach: Attach) -> Outcome:
+        if self._is_under_way:
+            self._go_on_with(cluster)
+        self._is_under_way = True
+        self._watcher.on_event(describe_hosts(self.cluster))
+        if self._fleet:
+            return execute_on(self._fleet, self.launch, self._watcher, attach)
+        return execute(self.launch, self._watcher, attach)
+
+    def _go_on_with(self, cluster: Cluster) -> None:
+        """Plan the next start, from the last checkpoint, on the hosts that are left or back."""
+        if self._fleet:
+            self._fleet = muster(cluster, self._allow_slow_link, self._console.say)
+        earlier = Again(folder=self.launch.kept.run_dir, plan=self.launch.kept)
+        self.launch = self._plan(dataclasses.replace(self._inputs, cluster=cluster, again=earlier))
+
+    def _plan(self, inputs: Inputs) -> Launch:
+        if not self._fleet:
+            return plan_run(inputs, self._model, self._fingerprints, self._runs)
+        artifacts = find_artifacts(inputs, self._model, self._fingerprints)
+        send_all(self._fleet, artifacts, self._console.show_progress)
+        return plan_on(self._fleet, inputs, self._model, self._fingerprints, self._runs)
 
 
 def find_changes(before: RunConfig, now: RunConfig) -> list[str]:
@@ -206,7 +244,7 @@ def stdout() -> Console:
 class Both:
     """Hands everything to several watchers in turn."""
 
-    def __init__(self, *watchers: RunConsole | Record) -> None:
+    def __init__(self, *watchers: Watcher) -> None:
         self._watchers = watchers
 
     def on_event(self, event: Event) -> None:

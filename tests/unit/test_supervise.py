@@ -802,3 +802,40 @@ def test_processes_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_outcome_is_plain_data() -> None:
     """An outcome can be compared and shown; success has no message."""
     assert json.loads(json.dumps(vars(Outcome(0)))) == {"exit_code": 0, "message": ""}
+
+
+BEATING = """
+tell("started")
+tell("heartbeat", host="alpha")
+tell("heartbeat", rank=1, host="beta")
+tell("step")
+tell("heartbeat", host="alpha")
+tell("again")
+sys.stdin.read()
+import time; time.sleep(60)
+"""
+
+
+def test_a_silent_host_ends_the_job(clock: SimpleNamespace) -> None:
+    """A host that has beaten and does no more, while another goes on, is lost: 75, its name. Heartbeats are not handed out."""
+    seen: list[str] = []
+
+    def take(event: Event) -> None:
+        seen.append(event["event"])
+        clock.now += {"step": 1.5, "again": 1.0}.get(event["event"], 0.0)
+
+    def rest(_: Line) -> None: ...
+
+    supervisor = Supervisor(take, rest, silence_s=2.0)
+    assert supervisor.run(script(BEATING), {}) == Outcome(75, "no sign of life from beta for 2 s")
+    assert seen == ["started", "step", "again"]
+
+
+def test_a_sleep_of_our_own_is_no_silence_of_others(clock: SimpleNamespace) -> None:
+    """The control machine was asleep for an hour: nobody was heard meanwhile, and nobody is lost."""
+    code = BEATING.replace("sys.stdin.read()\nimport time; time.sleep(60)", 'tell("heartbeat", rank=1, host="beta")')
+
+    def take(event: Event) -> None:
+        clock.now += 3600 if event["event"] == "step" else 0
+
+    assert Supervisor(take, lambda _: None, silence_s=2.0).run(script(code), {}) == Outcome(0)

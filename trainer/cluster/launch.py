@@ -10,6 +10,7 @@ import os
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -26,6 +27,9 @@ from trainer.paths import PROJECT_ROOT, point_latest
 _LAST_LINES = 30  # shown when preparing ends with a bug; it has no log
 PLAN_FILE = "plan.json"
 NOT_YET = "(found when the run starts)"
+
+
+Attach = Callable[[Supervisor], None]
 
 
 class Watcher(Protocol):
@@ -122,11 +126,21 @@ class JobError(Exception):
         self.outcome = outcome
 
 
-def execute(launch: Launch, watcher: Watcher) -> Outcome:
-    """Make the run's folder, start the ranks on this machine and follow them to the end."""
+def execute(launch: Launch, watcher: Watcher, attach: Attach = lambda _: None) -> Outcome:
+    """Make the run's folder, start the ranks on this machine and follow them to the end.
+
+    ``attach`` is given the supervisor before it starts.
+    """
     make_folder(launch)
-    supervisor = Supervisor(watcher.on_event, watcher.on_line, launch.plan.config.launch.start_timeout_s)
+    supervisor = make_supervisor(launch, watcher)
+    attach(supervisor)
     return supervisor.run(launch.argv, launch.env)
+
+
+def make_supervisor(launch: Launch, watcher: Watcher) -> Supervisor:
+    """Return what follows a run, as patient as its configuration says."""
+    settings = launch.plan.config.launch
+    return Supervisor(watcher.on_event, watcher.on_line, settings.start_timeout_s, settings.silence_s)
 
 
 def make_folder(launch: Launch) -> None:

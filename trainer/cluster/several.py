@@ -18,14 +18,14 @@ from typing import IO
 from trainer.cluster.call import ask, stream_from
 from trainer.cluster.hostfile import read_cables
 from trainer.cluster.inventory import Cluster, Host
-from trainer.cluster.launch import Inputs, Watcher, make_folder, make_plan
+from trainer.cluster.launch import Attach, Inputs, Watcher, make_folder, make_plan, make_supervisor
 from trainer.cluster.nodes import Fleet
 from trainer.cluster.onnode import unpack
 from trainer.cluster.openmpi import OpenMPI
 from trainer.cluster.plan import Launch, Tools, make_launch
 from trainer.cluster.ssh import on_all, ssh_command
 from trainer.cluster.store import Artifact, Progress, deliver, find_code, find_data, find_model, path_of
-from trainer.cluster.supervise import Outcome, Supervisor
+from trainer.cluster.supervise import Outcome
 from trainer.errors import ClusterError
 
 _SWEEP_TIMEOUT_S = 20.0
@@ -101,7 +101,7 @@ def tell_states(artifacts: list[Artifact], absent: dict[str, list[Artifact]], wo
     return {host: {each.kind: word if each in lacking else "present" for each in artifacts} for host, lacking in absent.items()}
 
 
-def execute_on(fleet: Fleet, launch: Launch, watcher: Watcher) -> Outcome:
+def execute_on(fleet: Fleet, launch: Launch, watcher: Watcher, attach: Attach = lambda _: None) -> Outcome:
     """Make the run's folders, start the ranks, follow them to the end, and bring back what they wrote.
 
     However it ends, no process of this run is left on any host that still answers.
@@ -109,7 +109,7 @@ def execute_on(fleet: Fleet, launch: Launch, watcher: Watcher) -> Outcome:
     make_folder(launch)
     write_files(fleet.cluster, launch)
     try:
-        outcome = start(fleet, launch, watcher)
+        outcome = start(fleet, launch, watcher, attach)
     finally:
         with _undisturbed():
             sweep(fleet.cluster, launch, watcher)
@@ -117,10 +117,11 @@ def execute_on(fleet: Fleet, launch: Launch, watcher: Watcher) -> Outcome:
     return outcome
 
 
-def start(fleet: Fleet, launch: Launch, watcher: Watcher) -> Outcome:
-    """Run the launch's command on the head and follow it to the end."""
+def start(fleet: Fleet, launch: Launch, watcher: Watcher, attach: Attach = lambda _: None) -> Outcome:
+    """Run the launch's command on the head and follow it to the end; ``attach`` is given the supervisor before."""
     head = fleet.cluster.head
-    supervisor = Supervisor(watcher.on_event, watcher.on_line, launch.plan.config.launch.start_timeout_s)
+    supervisor = make_supervisor(launch, watcher)
+    attach(supervisor)
     if head.is_local:
         return supervisor.run(launch.argv, launch.env)
     order = json.dumps({"argv": launch.argv, "env": dict(launch.env)})

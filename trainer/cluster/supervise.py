@@ -34,6 +34,7 @@ _BROKEN_OFF = "MPI_ERRORS_ARE_FATAL"
 _INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _KILL_AFTER_S = 5.0
 _TICK_S = 0.1
+_SLEPT_S = 2.0  # between two looks: this machine was asleep, or stopped
 STOP, END = "stop", "end"  # the words to `lead`
 _CHUNK_BYTES = 65536
 _QUOTED_LINES = 20
@@ -61,6 +62,7 @@ class Supervisor:
 
     ``on_event`` gets each event, ``on_line`` every other line of output, both in the caller's thread; what they raise
     ends the job. ``start_timeout_s`` is how long the job may take until its ``started`` event; None for jobs without one.
+    ``silence_s`` is how long a host may be silent that has once sent a heartbeat.
     """
 
     def __init__(
@@ -68,10 +70,14 @@ class Supervisor:
         on_event: Callable[[Event], None],
         on_line: Callable[[Line], None],
         start_timeout_s: float | None = None,
+        silence_s: float | None = None,
     ) -> None:
         self._on_event = on_event
         self._on_line = on_line
         self._start_timeout_s = start_timeout_s
+        self._silence_s = silence_s
+        self._beats: dict[str, float] = {}  # host to when it was heard last, by our own clock
+        self._looked_at = math.inf
         self._started = False
         self._kill_at = math.inf  # finite once the job has been told to end
         self._interrupts = 0
@@ -129,6 +135,11 @@ class Supervisor:
         else:
             self._end(self._process)
 
+    def stop(self) -> None:
+        """Ask the ranks to stop after the step, as the first interruption does."""
+        if self._process is not None:
+            _tell(self._process, STOP)
+
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         """Tell the launcher to end all ranks on all hosts, and note when to kill it."""
         self._is_ended = True
@@ -185,8 +196,22 @@ class Supervisor:
         if now > late_at and not self._started and self._kill_at == math.inf:
             self._error = self._error or {"message": self._late_message(), "exit_code": ClusterError.exit_code}
             self._end(process)
+        self._listen(process, now)
         if now > self._kill_at:
             kill_session(process.pid)
+
+    def _listen(self, process: subprocess.Popen[bytes], now: float) -> None:
+        """End the job of a host that has fallen silent. While we slept ourselves, nobody was heard: that does not count."""
+        slept_s = now - self._looked_at
+        if slept_s > _SLEPT_S:
+            self._beats = {host: heard_at + slept_s for host, heard_at in self._beats.items()}
+        self._looked_at = now
+        silent = [host for host, heard_at in self._beats.items() if now - heard_at > (self._silence_s or math.inf)]
+        if silent and not self._is_ended:
+            names = " and ".join(sorted(silent))
+            message = f"no sign of life from {names} for {self._silence_s:.0f} s"
+            self._error = self._error or {"message": message, "exit_code": StalledError.exit_code}
+            self._end(process)
 
     def _take_all(self, lines: Sequence[bytes], from_stdout: bool) -> None:
         for raw in lines:
@@ -210,9 +235,13 @@ class Supervisor:
             self._lost = self._lost or ""
 
     def _take(self, event: Event) -> None:
+        if event["event"] == "heartbeat":
+            self._beats[str(event.get("host"))] = time.monotonic()
+            return
         if event["event"] == "started":
             self._started = True
         if event["event"] == "done":
+            self._silence_s = None
             self._finished = not event.get("stopped", True)  # the interruption came too late to stop anything
         if event["event"] == "error" and not self._is_ended:
             self._take_error(event)

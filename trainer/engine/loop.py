@@ -31,6 +31,7 @@ from trainer.engine.feed import Feed
 from trainer.engine.frozen import Declined, FrozenTrunk, open_trunk
 from trainer.engine.memory import peak_memory_mib
 from trainer.engine.optimizer import make_optimizer
+from trainer.engine.pulse import Pulse
 from trainer.engine.resume import Bookmark
 from trainer.engine.rows import load_rows
 from trainer.engine.sentry import Sentry
@@ -76,6 +77,10 @@ class Run:
 
     def execute(self, threads: int) -> None:
         """Train: agree, load, validate, step, validate, answer; emits the events of each."""
+        with Pulse(self.events, self.config.launch.stall_s, is_heard=self.comm.is_first_on_host) as self.pulse:
+            self._go_through(threads)
+
+    def _go_through(self, threads: int) -> None:
         self._agree(threads)
         self._load()
         is_new = not self.bookmark.resume()
@@ -312,6 +317,7 @@ class Run:
         return lambda done, total: self.tell("progress", phase=phase, done=done, total=total)
 
     def tell(self, kind: str, **fields: Any) -> None:
+        self.pulse.note(kind)
         if self.comm.rank == 0:
             self.events.emit(kind, **fields)
 

@@ -1,0 +1,90 @@
+"""Which hosts of a cluster can take part now, and what has become of the others: asked after a loss, and while waiting."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from trainer.cluster.call import ask
+from trainer.cluster.inventory import Cluster, Host
+from trainer.cluster.ssh import on_all
+from trainer.errors import ClusterError
+
+_TIMEOUT_S = 8.0  # ssh itself gives a host 5 s to greet
+_SSH_PORT = 22
+_WITHOUT_ANSWER = re.compile(r"has not answered|timed out|banner exchange")
+_PEER_NAMED = re.compile(r"(\S+) \(\S+\) (?:does not answer|refuses)")
+
+Ask = Callable[[Host, list[Host]], Sequence[str]]
+
+
+def find_absent(cluster: Cluster, ask_host: Ask | None = None) -> dict[str, str]:
+    """Return the hosts that cannot take part, each with the reason in words; all are asked at the same time.
+
+    A host is absent if it does not answer over the management network, if its own fast link is down, or if most of the others
+    do not reach it over theirs.
+    """
+    look = ask_host or (lambda host, peers: _ask_link(host, peers, cluster))
+    hosts = [host for host in cluster.hosts if not (cluster.is_local and host.is_local)]
+    reasons: dict[str, str] = {}
+    complaints: dict[str, Sequence[str]] = {}
+
+    def examine(host: Host) -> None:
+        try:
+            complaints[host.name] = look(host, [peer for peer in cluster.hosts if peer is not host])
+        except ClusterError as error:
+            reasons[host.name] = describe_silence(str(error))
+
+    on_all(hosts, examine)
+    for name, problems in complaints.items():
+        if own := [problem for problem in problems if not _PEER_NAMED.match(problem)]:
+            reasons[name] = own[0]
+    return {**reasons, **_outvoted(complaints, reasons)}
+
+
+def describe_silence(error: str) -> str:
+    """Return what it means that ssh came to nothing."""
+    if "Connection refused" in error:
+        return "is on, but takes no connections (it may be starting)"
+    if _WITHOUT_ANSWER.search(error):
+        return "does not answer: it is asleep, hangs, or is off the network"
+    return "is unreachable: it is switched off, asleep, or off the network"
+
+
+def without(cluster: Cluster, absent: Mapping[str, str]) -> Cluster:
+    """Return the cluster of the hosts that are there; the first of them is its head."""
+    return dataclasses.replace(cluster, hosts=tuple(host for host in cluster.hosts if host.name not in absent))
+
+
+def tell_absent(absent: Mapping[str, str]) -> str:
+    """Return the absent hosts in one sentence."""
+    return "; ".join(f"{name} {reason}" for name, reason in absent.items())
+
+
+def _ask_link(host: Host, peers: Sequence[Host], cluster: Cluster) -> Sequence[str]:
+    own = [host.fast] if host.fast else []
+    ways = [(peer.name, peer.fast, peer.port or _SSH_PORT, host.fast) for peer in peers if peer.fast and host.fast]
+    request = {"verb": "survey", "root": str(cluster.root), "own": own, "peers": ways}
+    problems: Sequence[str] = ask(host, cluster.root, request, _TIMEOUT_S)["link"]
+    return problems
+
+
+def _outvoted(complaints: Mapping[str, Sequence[str]], reasons: Mapping[str, str]) -> dict[str, str]:
+    """Return the hosts that are there by all other signs, but that the others do not reach, the most named one first."""
+    out: dict[str, str] = {}
+    while True:
+        gone = {*reasons, *out}
+        named = Counter(
+            match[1]
+            for name, problems in complaints.items()
+            for problem in problems
+            if name not in gone and (match := _PEER_NAMED.match(problem)) and match[1] not in gone
+        )
+        if not named:
+            return out
+        # of two that do not reach each other, the later one in the inventory goes
+        most = max(named.values())
+        worst = [name for name in complaints if named[name] == most][-1]
+        out[worst] = "is not reached by the others over the fast link"
