@@ -161,7 +161,7 @@ def test_a_host_that_lacks_the_checkpoint_is_given_it(tmp_path: Path) -> None:
 
     for host, steps in enumerate([(4,), (4, 8), ()]):
         for step in steps:
-            write_checkpoint(tmp_path / str(host), step, {"who": "all"}, {"state.safetensors": [b"state %d" % step]})
+            write_checkpoint(tmp_path / str(host), step, {"attempt": 1}, {"state.safetensors": [b"state %d" % step]})
     meeting = Meeting(3)
     found: dict[int, Any] = {}
 
@@ -187,7 +187,7 @@ def test_a_host_that_lacks_the_checkpoint_is_given_it(tmp_path: Path) -> None:
         rank: (each.step, (each.folder / "state.safetensors").read_bytes()) for rank, each in found.items()
     } == dict.fromkeys(range(3), (8, b"state 8"))
     assert {each.folder.parent.name for each in found.values()} == {"0", "1", "2"}
-    assert all(read_checkpoint(each.folder).facts == {"who": "all"} for each in found.values())
+    assert all(read_checkpoint(each.folder).facts == {"attempt": 1} for each in found.values())
 
 
 class Meeting:

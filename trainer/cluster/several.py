@@ -107,6 +107,8 @@ def execute_on(fleet: Fleet, launch: Launch, watcher: Watcher, attach: Attach = 
     However it ends, no process of this run is left on any host that still answers.
     """
     make_folder(launch)
+    if launch.kept.attempt > 1:
+        sweep(fleet.cluster, launch, watcher)  # a host that was frozen, or a control side that was killed, may have left ranks
     write_files(fleet.cluster, launch)
     try:
         outcome = start(fleet, launch, watcher, attach)

@@ -13,6 +13,7 @@ import mlx.core as mx
 import mlx.nn as nn
 
 from trainer.cluster.plan import RunPlan
+from trainer.engine.checkpoint import to_safetensors
 from trainer.engine.step import trainable_parameters
 from trainer.errors import InputError
 from trainer.model.lora import adapter_parameters, count_layers
@@ -26,13 +27,18 @@ def save_adapter(model: nn.Module, plan: RunPlan, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     scratch = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
     try:
-        mx.save_safetensors(str(scratch / WEIGHTS), dict(trainable_parameters(model)))
+        (scratch / WEIGHTS).write_bytes(adapter_bytes(model))
         settings = json.dumps(describe_adapter(plan, len(model.layers)), indent=2) + "\n"
         (scratch / SETTINGS).write_text(settings, "utf-8")
         scratch.chmod(0o755)
         _swap(scratch, folder)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def adapter_bytes(model: nn.Module) -> bytes:
+    """Return what is written to the adapter's file. MLX's own writer says nothing of a full disk."""
+    return b"".join(to_safetensors(dict(trainable_parameters(model))))
 
 
 def load_adapter(model: nn.Module, folder: Path) -> None:

@@ -175,12 +175,15 @@ def agree_on_checkpoint(comm: Comm, source: Path, folder: Path, host: str = "") 
     """
     host = host or socket.gethostname()
     found, problems = find_newest(source) if comm.is_first_on_host else (None, [])
-    everyone = comm.all_gather((found.step if found else -1, [f"{host}: {problem}" for problem in problems]))
-    step = max(theirs for theirs, _ in everyone)
+    # a host that was away may have a later step of an earlier attempt, which the others have taken back
+    own = (found.facts["attempt"], found.step) if found else (0, -1)
+    everyone = comm.all_gather((own, [f"{host}: {problem}" for problem in problems]))
+    newest = max(theirs for theirs, _ in everyone)
     passed_over = [problem for _, theirs in everyone for problem in theirs]
+    step = newest[1]
     if step < 0:
         return None, passed_over
-    owner = next(rank for rank, (theirs, _) in enumerate(everyone) if theirs == step)
+    owner = next(rank for rank, (theirs, _) in enumerate(everyone) if theirs == newest)
     is_owner = comm.rank == owner
     chosen = comm.broadcast((found.facts, _state_digest(found)) if is_owner and found else None, owner)
     facts, digest = chosen

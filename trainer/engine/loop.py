@@ -237,14 +237,20 @@ class Run:
             done.best_loss, done.best_step = loss, step
         self.tell("validated", step=step, loss=loss, best=best)
         if best and step:
-            self._save("adapter", "best")
-            self.bookmark.note_best()
+            self.bookmark.note_best(is_saved=self._save("adapter", "best"))
 
-    def _save(self, name: str, what: str) -> None:
+    def _save(self, name: str, what: str) -> bool:
+        """Save the adapter on every host; returns whether that was possible here. A full disk is told, and ends no run."""
         folder = self.plan.run_dir / name
-        if self.comm.is_first_on_host:
-            save_adapter(self.model, self.plan, folder)
+        try:
+            if self.comm.is_first_on_host:
+                save_adapter(self.model, self.plan, folder)
+        except OSError as error:
+            text = f"{socket.gethostname()}: the {what} adapter could not be saved in {folder}: {error.strerror}"
+            self.events.emit("notice", text=text)
+            return False
         self.tell("saved", what=what, path=str(folder))
+        return True
 
     def _finish(self) -> None:
         """Save the last adapter, answer with the best one, and report."""
@@ -254,6 +260,7 @@ class Run:
             self.bookmark.close()
         if self.progress.best_step == 0 and self.progress.steps_done:
             self._save("adapter", "last")  # stopped before a validation, or never better than the base
+        self.bookmark.save_best()
         self.comm.all_gather(None)  # the adapter is on disk before any rank reads it
         if not self.progress.stopped:
             load_adapter(self.model, self.plan.run_dir / "adapter")

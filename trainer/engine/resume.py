@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shutil
+import socket
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 from trainer.checkpoints import list_steps
-from trainer.engine.adapters import WEIGHTS, save_adapter
+from trainer.engine.adapters import WEIGHTS, adapter_bytes, save_adapter
 from trainer.engine.checkpoint import (
     Keeper,
     agree_on_checkpoint,
@@ -20,6 +21,7 @@ from trainer.engine.checkpoint import (
     restore_state,
     take_over,
 )
+from trainer.errors import ClusterError
 
 if TYPE_CHECKING:
     from trainer.engine.loop import Run
@@ -32,6 +34,7 @@ class Bookmark:
         self._run = run
         self._adapter = run.plan.run_dir / "adapter"
         self._keeper = Keeper(run.plan.run_dir / "checkpoints", run.config.checkpoint, run.comm)
+        self._is_best_saved = True
         check_rooms(run.comm, self._keeper, run.model)
 
     def wishes(self) -> tuple[float, float]:
@@ -64,10 +67,21 @@ class Bookmark:
         self._compare_software(found.facts["software"])
         return True
 
-    def note_best(self) -> None:
-        """Take note of the adapter that has just been saved: it is the best so far."""
+    def note_best(self, *, is_saved: bool) -> None:
+        """Take note of the adapter as it is: it is the best so far, and ``is_saved`` unless the disk had no room."""
         if self._run.comm.is_first_on_host:
-            self._keeper.best = (self._adapter / WEIGHTS).read_bytes()
+            self._keeper.best = adapter_bytes(self._run.model)
+            self._is_best_saved = is_saved
+
+    def save_best(self) -> None:
+        """Save the best adapter if that could not be done when it was found; raises `ClusterError` if it still cannot."""
+        if self._is_best_saved:
+            return
+        try:
+            self._restore_best(self._keeper.best)
+        except OSError as error:
+            where = f"{socket.gethostname()}: {self._adapter}"
+            raise ClusterError(f"{where}: cannot be written: {error.strerror}; make room, and go on with --resume") from error
 
     def keep(self) -> None:
         """Have the state after the last step written as a checkpoint, unless it has been."""
@@ -79,6 +93,7 @@ class Bookmark:
             "config": run.config.as_dict(),
             "software": run.software,
             "world_size": run.comm.size,
+            "attempt": run.plan.attempt,
         }
         self._keeper.save(run.progress.steps_done, collect_state(run.model, run.step.optimizer), facts, run.progress.best_step)
 
