@@ -260,7 +260,7 @@ class Supervisor:
 
 
 def _is_loss(error: Event) -> bool:
-    return error["exit_code"] == StalledError.exit_code
+    return bool(error["exit_code"] == StalledError.exit_code)
 
 
 def _describe_signal(number: int) -> str:
