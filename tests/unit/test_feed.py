@@ -7,8 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainer.data.assign import assign_rows
-from trainer.engine.feed import settle_speeds
+from trainer.data.assign import assign_rows, settle_speeds
 
 
 @given(noise=st.lists(st.tuples(st.floats(95, 105), st.floats(95, 105)), min_size=3, max_size=9))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,11 @@ from trainer.measure.cost import fit_cost
 from trainer.measure.figures import summarise_values
 from trainer.measure.forecast import foretell
 from trainer.measure.link import Line, fit_line, list_routes
-from trainer.measure.predict import list_members, make_job, play, predict, schedule
+from trainer.measure.predict import play, predict
+from trainer.measure.schedule import list_members, make_job, schedule
 from trainer.measure.store import find_matching, load_baseline, read_baseline, save_baseline
 from trainer.measure.verdict import duration, judge
+from trainer.report.baseline import describe_trunk
 
 
 def strong(baseline: dict[str, Any], num_hosts: int, network: str | None = FAST) -> dict[str, Any]:
@@ -127,6 +130,64 @@ def test_the_schedule_is_that_of_the_run() -> None:
                 0.01 * len(group) * (group[0][0] - 1) + 0.005 * sum(supervised for _, supervised in group) for group in groups
             )
             assert seconds[step, rank] == pytest.approx(expected)
+
+
+def test_the_frozen_layers_are_told_in_a_sentence() -> None:
+    """Where their output is kept: how long they take, and that the first epoch is slower."""
+    training = make_host()["training"]
+    assert describe_trunk(training) == ""
+    training |= {"trunk": {"layers": 22, "tokens": 900, "token_s": 0.0031}, "first_epoch_samples_per_s": 1.234}
+    assert describe_trunk(training) == (
+        "22 frozen layers take 3.1 ms a token, once for each sample; "
+        "the first epoch runs at 1.23 samples/s, the others as above"
+    )
+
+
+def keep_trunk(baseline: dict[str, Any], ratio: float = 0.7) -> dict[str, Any]:
+    """Let the hosts keep what frozen layers put out, 10 ms a token, a line of 20 ms a token for the rest."""
+    baseline["job"] |= {"trunk_ratio": ratio, "is_packed": True}
+    for host in baseline["hosts"].values():
+        host["training"]["trunk"] = {"layers": 2, "tokens": 1000, "token_s": 0.01}
+    return baseline
+
+
+def test_a_row_goes_through_the_frozen_layers_once_on_a_host() -> None:
+    """In the first epoch every row costs the trunk's seconds, on one host or the other; in the second, only where it is new."""
+    baseline = keep_trunk(make_baseline({"alpha": 0.01}))
+    job, members = make_job(baseline), list_members(baseline)
+    plain = dataclasses.replace(job, trunk_ratio=0.0)
+    members_plain = [dataclasses.replace(m, cost=dataclasses.replace(m.cost, trunk_s=0.0)) for m in members]
+    once = 0.01 * sum(tokens - 1 for tokens, _ in job.rows)
+    epoch = job.epoch_steps
+    first, both = (float(schedule(job, members, n * epoch).sum()) for n in (1, 2))
+    bare_first, bare_both = (float(schedule(plain, members_plain, n * epoch).sum()) for n in (1, 2))
+    assert first - bare_first == pytest.approx(once)
+    assert both - bare_both == pytest.approx(once)
+    two = [m for name in ("a", "b") for m in [dataclasses.replace(members[0], name=name)]]
+    shared = float(schedule(job, two, 2 * epoch).sum()) - float(schedule(plain, [*members_plain] * 2, 2 * epoch).sum())
+    assert once <= shared + 1e-6 <= 2 * once
+    kept = dataclasses.replace(job, is_kept=True)
+    assert float(schedule(kept, members, epoch).sum()) == pytest.approx(bare_first)
+
+
+def test_a_long_run_pays_for_its_first_epoch_once() -> None:
+    """However long the run: its seconds are those of the first epoch's frozen layers, and of the rest for every step."""
+    baseline = keep_trunk(make_baseline({"alpha": 0.01}, steps=1000))
+    job, members = make_job(baseline), list_members(baseline)
+    once = 0.01 * sum(tokens - 1 for tokens, _ in job.rows)
+    kept = play(dataclasses.replace(job, is_kept=True), members)
+    assert play(job, members).slowest_s - kept.slowest_s == pytest.approx(once, rel=0.01 * kept.slowest_s / once)
+
+
+def test_a_slower_host_gets_less_once_speeds_are_known() -> None:
+    """After the first steps the shares follow the speeds, as in the run, unless they are told not to."""
+    baseline = make_baseline({"alpha": 0.01, "beta": 0.02})
+    baseline["job"]["global_batch"] = 32
+    job, members = make_job(baseline), list_members(baseline)
+    seconds = schedule(job, members, 30)
+    even = schedule(dataclasses.replace(job, balance="tokens"), members, 30)
+    assert (seconds[:9] == even[:9]).all()
+    assert seconds[9:].max(axis=1).sum() < 0.75 * even[9:].max(axis=1).sum()
 
 
 def test_one_host_is_the_measure() -> None:
@@ -318,6 +379,20 @@ def test_a_run_is_foretold_and_measured_against_it(tmp_path: Path, monkeypatch: 
     assert compared["measured_speedup"] == pytest.approx(2)
     assert compared["predicted_speedup"] == fast.own["speedup"]
     assert fast.compare({"tokens_per_s": 0.0}) is None
+
+
+def test_what_an_earlier_run_has_kept_is_reckoned_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that finds the frozen layers' output is compared with what was foretold for that."""
+    monkeypatch.setenv("FLOTILLA_BASELINES", str(tmp_path))
+    config = RunConfig(train=TrainConfig(steps=20, global_batch=8, micro_batch=2))
+    baseline = keep_trunk(make_baseline())
+    baseline["config"] = config.as_dict()
+    save_baseline(baseline)
+    forecast = foretell(cluster(FAST), config, baseline["fingerprints"])
+    assert forecast is not None
+    found = [forecast.compare({"tokens_per_s": 9.0, "trunk": {"needed": 160, "present": n}}) for n in (0, 200)]
+    rates = [each["predicted_tokens_per_s"] for each in found if each]
+    assert rates[1] > 1.3 * rates[0] == pytest.approx(1.3 * forecast.own["tokens_per_s"])
 
 
 def test_two_baselines_differ_beyond_the_noise_or_not() -> None:

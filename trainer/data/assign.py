@@ -3,6 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import median
+
+CALIBRATED_AFTER = 8  # steps; the first is not counted
+_ALIKE = 0.85  # ranks that are as fast as this share of the fastest count as equally fast
+_AHEAD_TOKENS = 4096  # of a rank, that go through the frozen layers together
+_MOST_AHEAD = 64  # steps
 
 
 def assign_rows(
@@ -36,3 +42,29 @@ def split_micro_batches(positions: Sequence[int], lengths: Sequence[int], micro_
     """Return ``positions`` in groups of at most ``micro_batch`` rows of similar length, so that padding stays small."""
     ordered = sorted(positions, key=lambda p: (-lengths[p], p))
     return [ordered[i : i + micro_batch] for i in range(0, len(ordered), micro_batch)]
+
+
+def weigh_rows(lengths: Sequence[int], is_kept: Sequence[bool], trunk_ratio: float) -> list[float]:
+    """Return what each row costs where the output of the frozen layers is kept for some, in tokens of a row that is kept.
+
+    ``trunk_ratio``: the frozen layers' work for a token over that of all the rest.
+    """
+    return [length * (1.0 if kept else 1.0 + trunk_ratio) for length, kept in zip(lengths, is_kept, strict=True)]
+
+
+def settle_speeds(rates: Sequence[Sequence[float]]) -> tuple[float, ...]:
+    """Return each rank's speed relative to the fastest, from tokens a second of some steps; 1.0 for all that are about alike.
+
+    Medians, and alike ranks exactly equal, so that hiccups do not decide who computes what. A rank that had no rows counts as
+    alike.
+    """
+    seen: list[list[float]] = [[rate for rate in column if rate] for column in zip(*rates, strict=True)]
+    middle = [median(column) if column else None for column in seen]
+    fastest = max((rate for rate in middle if rate), default=1.0)
+    relative = [rate / fastest if rate else 1.0 for rate in middle]
+    return tuple(1.0 if share >= _ALIKE else share for share in relative)
+
+
+def steps_at_once(tokens: float) -> int:
+    """Return for how many steps the frozen layers are computed together, for a rank with ``tokens`` in each."""
+    return min(_MOST_AHEAD, max(1, int(_AHEAD_TOKENS / max(tokens, 1.0))))

@@ -9,26 +9,19 @@ from __future__ import annotations
 import socket
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from statistics import median
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trainer.comm.group import Comm
 from trainer.config import RunConfig
-from trainer.data.assign import assign_rows, split_micro_batches
+from trainer.data.assign import CALIBRATED_AFTER, assign_rows, settle_speeds, split_micro_batches, steps_at_once
 from trainer.data.batch import Batch, make_batch, pack_batch
 from trainer.data.order import global_batch_at
 from trainer.data.store import list_lengths
 from trainer.data.tokens import TokenRow
 from trainer.engine.frozen import FrozenTrunk
 from trainer.engine.step import StepResult
-
-CALIBRATED_AFTER = 8  # steps; the first is not counted
-_ALIKE = 0.85  # ranks that are as fast as this share of the fastest count as equally fast
-_AHEAD_TOKENS = 4096  # of a rank, that go through the trunk together
-_MOST_AHEAD = 64  # steps
 
 
 class Feed:
@@ -120,7 +113,7 @@ class Feed:
         ahead = 1
         if self._frozen:
             tokens = sum(len(rows[int(i)]) for i in self._chosen(step)) / self._comm.size
-            ahead = min(_MOST_AHEAD, max(1, int(_AHEAD_TOKENS / max(tokens, 1.0))))
+            ahead = steps_at_once(tokens)
         last = self._config.train.steps or train.epochs * -(-len(rows) // train.global_batch)
         for planned in range(step, min(step + ahead, max(last, step + 1))):
             self._planned[planned] = self._deal_out(planned)
@@ -156,16 +149,3 @@ class Feed:
         if not self._frozen:
             return self._pack(rows)
         return pack_batch(rows, self._frozen.entering(split, indices))
-
-
-def settle_speeds(rates: Sequence[Sequence[float]]) -> tuple[float, ...]:
-    """Return each rank's speed relative to the fastest, from tokens a second of some steps; 1.0 for all that are about alike.
-
-    Medians, and alike ranks exactly equal, so that hiccups do not decide who computes what. A rank that had no rows counts as
-    alike.
-    """
-    seen: list[list[float]] = [[rate for rate in column if rate] for column in zip(*rates, strict=True)]
-    middle: list[Any] = [median(column) if column else None for column in seen]
-    fastest = max((rate for rate in middle if rate), default=1.0)
-    relative = [rate / fastest if rate else 1.0 for rate in middle]
-    return tuple(1.0 if share >= _ALIKE else share for share in relative)

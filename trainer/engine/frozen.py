@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 
 from trainer.cluster.plan import RunPlan
 from trainer.comm.group import Comm
+from trainer.data.assign import weigh_rows
 from trainer.data.hidden import HiddenStore, check_room, key_of, prune
 from trainer.data.store import list_lengths
 from trainer.data.tokens import TokenRow
@@ -48,7 +49,8 @@ class FrozenTrunk:
         self, trunk: Trunk, store: HiddenStore, rows: Mapping[str, Sequence[TokenRow]], kind: Any, comm: Comm, ratio: float
     ) -> None:
         self.trunk, self.store = trunk, store
-        self._rows, self._kind, self._ratio = rows, kind, ratio
+        self._rows, self._kind = rows, kind
+        self.ratio = ratio  # the trunk's work for a token over the rest's
         self._first = {"train": 0, "valid": len(rows["train"])}
         self._unsaved: dict[int, bytes] = {}
         hosts = comm.all_gather(socket.gethostname())
@@ -76,9 +78,8 @@ class FrozenTrunk:
 
     def costs(self, rows: Sequence[int], lengths: Sequence[int]) -> list[list[float]]:
         """Return for each rank what each training row costs there, in tokens of a row whose hidden state is there."""
-        weights = np.asarray(lengths, np.float64)
-        missing = {host: ~present[list(rows)] for host, present in self._present.items()}
-        return [list(weights * (1 + self._ratio * missing[host])) for host in self._host_of]
+        by_host = {host: weigh_rows(lengths, kept[list(rows)].tolist(), self.ratio) for host, kept in self._present.items()}
+        return [by_host[host] for host in self._host_of]
 
     def note(self, shares: Sequence[Sequence[int]]) -> None:
         """Take note that each rank is about to compute, or has, the training rows of its share."""

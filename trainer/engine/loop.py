@@ -157,7 +157,9 @@ class Run:
             return {"reason": self._declined.reason if self._declined else ""}
         samples = len(self.rows["train"]) + len(self.rows["valid"])
         size = self.frozen.store.size_bytes
-        return {"layers": self.frozen.trunk.depth, "samples": samples, "present": self.frozen.num_present, "size_bytes": size}
+        needed = min(len(self.rows["train"]), self.num_steps * self.config.train.global_batch)
+        present = self.frozen.num_present
+        return {"layers": self.frozen.trunk.depth, "samples": samples, "needed": needed, "present": present, "size_bytes": size}
 
     @property
     def _answers(self) -> bool:

@@ -9,20 +9,23 @@ import os
 import platform
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import mlx.core as mx
 import mlx.nn as nn
+import numpy as np
 from mlx_lm.generate import stream_generate
 from mlx_lm.utils import get_total_parameters, load
 
 from trainer.cluster.plan import RunPlan
 from trainer.comm.group import Comm
-from trainer.data.assign import assign_rows, split_micro_batches
+from trainer.config import RunConfig
+from trainer.data.assign import assign_rows, split_micro_batches, steps_at_once
 from trainer.data.batch import Batch, make_batch, pack_batch
 from trainer.data.order import global_batch_at, steps_per_epoch
 from trainer.data.tokens import TokenRow
+from trainer.engine.frozen import Declined, FrozenTrunk, open_trunk
 from trainer.engine.loop import agree_on, count_numbers
 from trainer.engine.memory import peak_memory_mib, reset_peak
 from trainer.engine.optimizer import make_optimizer
@@ -45,6 +48,7 @@ class HostMeasurement:
         self.plan, self.comm, self.events = plan, comm, events
         self.num_replies = 2 if is_quick else 4
         self.num_batches, self.limit_s = (8, 25.0) if is_quick else (32, 100.0)
+        self._job: dict[str, Any] = {}
 
     def execute(self, threads: int) -> int:
         """Agree, then measure inference and training; each rank tells its own. Returns the bytes that a step reduces."""
@@ -55,13 +59,14 @@ class HostMeasurement:
         started = time.perf_counter()
         model, tokenizer = self._load()
         load_s = time.perf_counter() - started
-        rows = load_rows(self.plan, self.comm)["train"]
+        rows = load_rows(self.plan, self.comm)
         self.comm.rest()
-        inference = {"load_s": load_s, **self._infer(model, tokenizer, rows)}
+        inference = {"load_s": load_s, **self._infer(model, tokenizer, rows["train"])}
         attach_adapter(model, self.plan.config.adapter, self.plan.config.train.seed)
+        numbers = count_numbers(model.trainable_parameters()), get_total_parameters(model)
         training = self._train(model, rows)
         self._tell("host", threads=threads, system=describe_system(), software=software, inference=inference, training=training)
-        job = self._describe_job(model, rows)
+        job = self._describe_job(rows["train"], *numbers)
         if self.comm.rank == 0:
             self._tell("job", **job)
         self.comm.rest()
@@ -90,25 +95,32 @@ class HostMeasurement:
             "peak_memory_mib": peak_memory_mib(),
         }
 
-    def _train(self, model: nn.Module, rows: Sequence[TokenRow]) -> dict[str, Any]:
-        """Return the seconds of micro-batches of all kinds that occur, each an optimizer step of its own."""
+    def _train(self, model: nn.Module, rows: Mapping[str, Sequence[TokenRow]]) -> dict[str, Any]:
+        """Return the seconds of micro-batches of all kinds that occur, each an optimizer step of its own.
+
+        Where a run would keep what its frozen layers put out, so does this: the layers' seconds are told apart. What is on
+        disk for runs is neither read nor added to.
+        """
         config = self.plan.config
-        network = Network(model, packing=config.speed.packing, use_kernels=config.speed.kernels)
+        trunk = open_trunk(self.plan, model, rows, self.comm)
+        skipped = trunk.trunk.depth if isinstance(trunk, FrozenTrunk) else 0
+        network = Network(model, skipped=skipped, packing=config.speed.packing, use_kernels=config.speed.kernels)
         optimizer = make_optimizer(config.optimizer, config.schedule, 1000)
         step = TrainStep(network, optimizer, Comm(), config.optimizer.clip_norm, fused_loss=config.speed.fused_loss)
+        portions = _Portions(rows["train"], config, trunk if isinstance(trunk, FrozenTrunk) else None, network.is_packable)
         model.train()
         reset_peak()
         measured: list[dict[str, Any]] = []
-        began, batches = time.perf_counter(), self._batches(rows, network.is_packable)
-        step(next(batches)[:1])
-        for number, batch in enumerate(each for group in batches for each in group):
+        began, batches = time.perf_counter(), portions.batches()
+        step([next(batches)])  # a first time is not like the others
+        for number, batch in enumerate(batches):
             started = time.perf_counter()
             result = step([batch])
             step_s = time.perf_counter() - started
             count, longest = batch.inputs_BT.shape
             measured.append(
                 {
-                    "rows": count,
+                    "rows": len(batch.lengths) or count,
                     "padded": count * longest,
                     "tokens": batch.num_tokens,
                     "supervised": batch.num_supervised,
@@ -119,25 +131,15 @@ class HostMeasurement:
             self._tell_progress("training", number + 1, self.num_batches)
             if number + 1 >= self.num_batches or time.perf_counter() - began > self.limit_s:
                 break
-        return {"micro_batches": measured, "peak_memory_mib": peak_memory_mib()}
+        self._job = {
+            "is_packed": network.is_packable or skipped > 0,
+            "trunk_ratio": trunk.ratio if isinstance(trunk, FrozenTrunk) else 0.0,
+        }
+        told = {"reason": trunk.reason} if isinstance(trunk, Declined) else {"layers": skipped, **portions.trunk_figures()}
+        return {"micro_batches": measured, "trunk": told, "peak_memory_mib": peak_memory_mib()}
 
-    def _batches(self, rows: Sequence[TokenRow], is_packed: bool) -> Iterator[list[Batch]]:
-        """Yield a rank's share of one step after the other, on worlds of several sizes in turn; never ends."""
-        train, turn = self.plan.config.train, 0
-        while True:
-            size = _WORLD_SIZES[turn % len(_WORLD_SIZES)]
-            chosen = [rows[int(row)] for row in global_batch_at(turn, len(rows), train.global_batch, train.seed)]
-            lengths = [len(row) for row in chosen]
-            own = assign_rows(lengths, size)[turn // len(_WORLD_SIZES) % size]
-            groups = split_micro_batches(own, lengths, train.micro_batch)
-            make = pack_batch if is_packed else make_batch
-            found = [make([chosen[position] for position in group]) for group in groups]
-            yield [batch for batch in found if batch.num_supervised]
-            turn += 1
-
-    def _describe_job(self, model: nn.Module, rows: Sequence[TokenRow]) -> dict[str, Any]:
+    def _describe_job(self, rows: Sequence[TokenRow], trainable: int, parameters: int) -> dict[str, Any]:
         train = self.plan.config.train
-        trainable = count_numbers(model.trainable_parameters())
         told = rows[:: -(-len(rows) // MOST_LENGTHS)]
         return {
             "steps": train.steps or train.epochs * steps_per_epoch(len(rows), train.global_batch),
@@ -146,9 +148,10 @@ class HostMeasurement:
             "micro_batch": train.micro_batch,
             "seed": train.seed,
             "trainable": trainable,
-            "parameters": get_total_parameters(model),
+            "parameters": parameters,
             "payload_bytes": 4 * (trainable + 3 + 2 * self.comm.size),
             "lengths": [[len(row), row.num_supervised] for row in told],
+            **self._job,
         }
 
     def _tell(self, what: str, **fields: Any) -> None:
@@ -157,6 +160,61 @@ class HostMeasurement:
     def _tell_progress(self, phase: str, done: int, total: int) -> None:
         if self.comm.rank == 0:
             self.events.emit("progress", phase=phase, done=done, total=total)
+
+
+class _Portions:
+    """A rank's share of one step after the other, on worlds of several sizes in turn, as micro-batches; never ends."""
+
+    def __init__(self, rows: Sequence[TokenRow], config: RunConfig, frozen: FrozenTrunk | None, is_packed: bool) -> None:
+        self._rows, self._train, self._frozen = rows, config.train, frozen
+        self._pack = pack_batch if is_packed else make_batch
+        self._turn = 0
+        self._trunk: list[tuple[int, float]] = []  # (tokens, seconds) of each pass through the frozen layers
+
+    def batches(self) -> Iterator[Batch]:
+        """Yield micro-batches that have something to learn from."""
+        while True:
+            groups = self._deal()
+            entering = self._enter(groups)
+            for group in groups:
+                rows = [self._rows[row] for row in group]
+                states = mx.concatenate([entering[row] for row in group])[None] if self._frozen else None
+                batch = pack_batch(rows, states) if self._frozen else self._pack(rows)
+                if batch.num_supervised:
+                    yield batch
+
+    def trunk_figures(self) -> dict[str, float]:
+        """Return the frozen layers' seconds for a token, and how many tokens they were measured on; the first pass warms up."""
+        timed = self._trunk[1:] or self._trunk
+        tokens = sum(count for count, _ in timed)
+        return {"tokens": tokens, "token_s": sum(seconds for _, seconds in timed) / tokens}
+
+    def _deal(self) -> list[list[int]]:
+        """Return the groups of rows of one step, or of as many as go through the frozen layers together."""
+        train, steps = self._train, 1
+        groups: list[list[int]] = []
+        while steps:
+            size = _WORLD_SIZES[self._turn % len(_WORLD_SIZES)]
+            chosen = [int(row) for row in global_batch_at(self._turn, len(self._rows), train.global_batch, train.seed)]
+            lengths = [len(self._rows[row]) for row in chosen]
+            if self._frozen and not groups:
+                steps = steps_at_once(sum(lengths) / size)
+            own = assign_rows(lengths, size)[self._turn // len(_WORLD_SIZES) % size]
+            groups += [
+                [chosen[position] for position in group] for group in split_micro_batches(own, lengths, train.micro_batch)
+            ]
+            self._turn += 1
+            steps -= 1
+        return groups
+
+    def _enter(self, groups: Sequence[Sequence[int]]) -> dict[int, mx.array]:
+        if self._frozen is None:
+            return {}
+        rows = sorted({row for group in groups for row in group})
+        started = time.perf_counter()
+        states = self._frozen.trunk.enter([self._rows[row].tokens[:-1].astype(np.int32) for row in rows])
+        self._trunk.append((sum(len(self._rows[row]) - 1 for row in rows), time.perf_counter() - started))
+        return dict(zip(rows, states, strict=True))
 
 
 def describe_system() -> dict[str, Any]:

@@ -164,6 +164,8 @@ def _tell_host(events: Sequence[Event]) -> dict[str, Any]:
     first = events[0]
     batches = [batch for event in events for batch in event["training"]["micro_batches"]]
     seconds = sum(batch["seconds"] + batch["fixed_s"] for batch in batches) / len(events)
+    trunk = _tell_trunk([event["training"]["trunk"] for event in events])
+    entering_s = trunk.get("token_s", 0.0) * sum(batch["tokens"] for batch in batches) / len(events)
     inference = first["inference"]
     training = {
         "samples_per_s": sum(batch["rows"] for batch in batches) / seconds,
@@ -172,6 +174,8 @@ def _tell_host(events: Sequence[Event]) -> dict[str, Any]:
         "step_s": summarise_values([batch["seconds"] + batch["fixed_s"] for batch in batches]),
         "fixed_s": summarise_values([batch["fixed_s"] for batch in batches]),
         "micro_batches": batches,
+        "trunk": trunk,
+        "first_epoch_samples_per_s": sum(batch["rows"] for batch in batches) / (seconds + entering_s),
         "peak_memory_mib": max(event["training"]["peak_memory_mib"] for event in events),
     }
     spread = fit_cost(training).spread
@@ -188,6 +192,14 @@ def _tell_host(events: Sequence[Event]) -> dict[str, Any]:
         "training": training,
         "noise": {"spread": spread, "is_noisy": spread > NOISY_SPREAD},
     }
+
+
+def _tell_trunk(told: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Return what is known of the frozen layers of a host: why their output is not kept, or their seconds for a token."""
+    if "reason" in told[0]:
+        return told[0]
+    tokens = sum(each["tokens"] for each in told)
+    return {**told[0], "tokens": tokens, "token_s": sum(each["token_s"] * each["tokens"] for each in told) / tokens}
 
 
 def _tell_link(event: Event, fast: str) -> dict[str, Any]:

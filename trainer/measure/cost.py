@@ -22,6 +22,7 @@ NOISY_SPREAD = 0.10  # between the quartiles of measured over predicted
 class Cost:
     """Seconds of one micro-batch on one rank of a host: a fixed part, and parts for each padded and supervised token.
 
+    ``trunk_s`` are those of the frozen layers for a token, where their output is kept: then the other parts are without them.
     ``ratios`` are measured over predicted times, with the mean 1: what a simulation draws its noise from.
     """
 
@@ -29,6 +30,7 @@ class Cost:
     padded_s: float
     supervised_s: float
     step_s: float
+    trunk_s: float = 0.0
     ratios: tuple[float, ...] = (1.0,)
 
     def seconds(self, padded: int, supervised: int) -> float:
@@ -60,6 +62,7 @@ def fit_cost(training: Mapping[str, Any]) -> Cost:
         padded_s=padded,
         supervised_s=supervised,
         step_s=float(training["fixed_s"]["median"]),
+        trunk_s=float(training["trunk"].get("token_s", 0.0)),
         ratios=tuple(float(ratio) for ratio in ratios / ratios.mean()),
     )
 

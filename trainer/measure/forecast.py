@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -15,11 +17,15 @@ from trainer.measure.verdict import GAIN, duration
 
 @dataclass(frozen=True, kw_only=True)
 class Forecast:
-    """The predictions of one baseline for a run: on its own hosts, and on the fastest host alone."""
+    """The predictions of one baseline for a run: on its own hosts, and on the fastest host alone.
+
+    ``kept`` are those where an earlier run has left what the frozen layers put out; None where nothing is kept.
+    """
 
     baseline: Mapping[str, Any]
     own: Mapping[str, Any]
     alone: Mapping[str, Any]
+    kept: Forecast | None = None
 
     def describe(self) -> str:
         """Return the sentences to say before training."""
@@ -42,6 +48,9 @@ class Forecast:
         rate = summary.get("tokens_per_s")
         if not rate:
             return None
+        trunk = summary.get("trunk") or {}
+        if self.kept and trunk.get("present", 0) * 2 > trunk.get("needed", math.inf):
+            return self.kept.compare({"tokens_per_s": rate})
         return {
             "name": self.baseline["name"],
             "time": self.baseline["time"],
@@ -65,7 +74,15 @@ def foretell(cluster: Cluster, config: RunConfig, fingerprints: Mapping[str, str
     known = {**baseline, "hosts": {name: baseline["hosts"][name] for name in names}}
     if any(known["hosts"][host.name]["ranks"] != host.slots for host in cluster.hosts):
         return None
-    entries = [entry for entry in predict(known, config) if entry["scaling"] == "strong"]
+    forecast = _look_up(known, cluster, config, is_kept=False)
+    if forecast and known["job"]["trunk_ratio"]:
+        forecast = dataclasses.replace(forecast, kept=_look_up(known, cluster, config, is_kept=True))
+    return forecast
+
+
+def _look_up(baseline: Mapping[str, Any], cluster: Cluster, config: RunConfig, *, is_kept: bool) -> Forecast | None:
+    names = [host.name for host in cluster.hosts]
+    entries = [entry for entry in predict(baseline, config, is_kept=is_kept) if entry["scaling"] == "strong"]
     network = str(cluster.network or "") if len(names) > 1 else None
     for entry in entries:
         if entry["num_hosts"] != len(names):

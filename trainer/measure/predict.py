@@ -1,8 +1,4 @@
-"""What N of these hosts would bring: the run's own schedule, played with measured times.
-
-Every step of the run is known beforehand: which rows, on which rank, in which micro-batches (`trainer.data`). So padding and
-uneven shares are not estimated but counted. A step takes what its slowest rank computes, one all-reduce, and a fixed part.
-"""
+"""What N of these hosts would bring: a step takes what its slowest rank computes, one all-reduce, and a fixed part."""
 
 from __future__ import annotations
 
@@ -12,44 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from trainer.config import RunConfig
-from trainer.data.assign import assign_rows, split_micro_batches
-from trainer.data.order import global_batch_at, steps_per_epoch
-from trainer.measure.cost import Cost, fit_cost
 from trainer.measure.link import ASSUMED, Route, list_routes
+from trainer.measure.schedule import Job, Member, list_members, make_job, schedule
 
 MOST_HOSTS = 8
 MOST_STEPS = 200  # of a longer run, as many are played
-_SEED = 20_261_124
-
-
-@dataclass(frozen=True, kw_only=True)
-class Job:
-    """What a run computes: its rows as (tokens, supervised tokens), and the settings that deal them out."""
-
-    rows: Sequence[tuple[int, int]]
-    num_rows: int
-    steps: int
-    global_batch: int
-    micro_batch: int
-    seed: int
-    payload_bytes: int
-
-    def scaled(self, factor: int) -> Job:
-        """Return the job with a global batch ``factor`` times as large."""
-        return dataclasses.replace(self, global_batch=self.global_batch * factor)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Member:
-    """A host that takes part: its name, its ranks, and what a micro-batch costs on one of them."""
-
-    name: str
-    ranks: int
-    cost: Cost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,62 +27,16 @@ class Timing:
     tokens_per_s: float
 
 
-def make_job(baseline: Mapping[str, Any], config: RunConfig | None = None) -> Job:
-    """Return the job that a baseline measured, with the ``train`` settings of ``config`` if it is given."""
-    measured = baseline["job"]
-    train = config.train if config else None
-    num_rows = measured["rows"]
-    batch = train.global_batch if train else measured["global_batch"]
-    steps = measured["steps"]
-    if train:
-        steps = train.steps or train.epochs * steps_per_epoch(num_rows, batch)
-    return Job(
-        rows=[(int(tokens), int(supervised)) for tokens, supervised in measured["lengths"]],
-        num_rows=num_rows,
-        steps=steps,
-        global_batch=batch,
-        micro_batch=train.micro_batch if train else measured["micro_batch"],
-        seed=train.seed if train else measured["seed"],
-        payload_bytes=measured["payload_bytes"],
-    )
-
-
-def list_members(baseline: Mapping[str, Any]) -> list[Member]:
-    """Return the hosts whose training was measured, the fastest first."""
-    members = [
-        Member(name=name, ranks=host["ranks"], cost=fit_cost(host["training"]))
-        for name, host in baseline["hosts"].items()
-        if host.get("training")
-    ]
-    return sorted(members, key=lambda member: member.cost.seconds(1000, 500) / member.ranks)
-
-
-def schedule(job: Job, members: Sequence[Member], num_steps: int) -> NDArray[np.float64]:
-    """Return the seconds [steps, ranks] that each rank computes in each of the first ``num_steps`` steps, noise included."""
-    noise = np.random.Generator(np.random.Philox(_SEED))
-    costs = [(member.cost, np.array(member.cost.ratios)) for member in members for _ in range(member.ranks)]
-    seconds = np.zeros((num_steps, len(costs)))
-    for step in range(num_steps):
-        chosen = [job.rows[int(row)] for row in global_batch_at(step, len(job.rows), job.global_batch, job.seed)]
-        lengths = [tokens for tokens, _ in chosen]
-        for rank, (own, (cost, ratios)) in enumerate(zip(assign_rows(lengths, len(costs)), costs, strict=True)):
-            for group in split_micro_batches(own, lengths, job.micro_batch):
-                padded = len(group) * (max(lengths[position] for position in group) - 1)
-                supervised = sum(chosen[position][1] for position in group)
-                seconds[step, rank] += cost.seconds(padded, supervised) * ratios[noise.integers(len(ratios))]
-    return seconds
-
-
 @dataclass(frozen=True, kw_only=True)
 class Played:
-    """A job played on some hosts, before any communication: sums over ``num_steps`` steps, seconds."""
+    """A job played on some hosts, before any communication: sums over its ``num_steps`` steps, seconds."""
 
     num_steps: int
     slowest_s: float
     mean_s: float
     fixed_s: float
-    samples: int
-    tokens: int
+    samples: float
+    tokens: float
 
     def timing(self, comm_s: float) -> Timing:
         """Return the timing where an all-reduce takes ``comm_s``."""
@@ -134,29 +52,51 @@ class Played:
 
 def play(job: Job, members: Sequence[Member]) -> Played:
     """Return ``job`` as played on ``members``."""
-    num_steps = min(job.steps, MOST_STEPS)
-    seconds = schedule(job, members, num_steps)
-    batches = [global_batch_at(step, len(job.rows), job.global_batch, job.seed) for step in range(num_steps)]
+    slowest, mean, samples, tokens = 0.0, 0.0, 0.0, 0.0
+    for first, num_played, num_meant in _parts(job):
+        seconds = schedule(job, members, num_played, first)
+        batches = [job.chosen(step) for step in range(first, first + num_played)]
+        weight = num_meant / num_played
+        slowest += weight * float(seconds.max(axis=1).sum())
+        mean += weight * float(seconds.mean(axis=1).sum())
+        samples += weight * sum(map(len, batches))
+        tokens += weight * sum(job.rows[row][0] - 1 for batch in batches for row in batch)
     return Played(
-        num_steps=num_steps,
-        slowest_s=float(seconds.max(axis=1).sum()),
-        mean_s=float(seconds.mean(axis=1).sum()),
+        num_steps=job.steps,
+        slowest_s=slowest,
+        mean_s=mean,
         fixed_s=max(member.cost.step_s for member in members),
-        samples=sum(len(batch) for batch in batches),
-        tokens=sum(job.rows[int(row)][0] - 1 for batch in batches for row in batch),
+        samples=samples,
+        tokens=tokens,
     )
 
 
-def predict(baseline: Mapping[str, Any], config: RunConfig | None = None) -> list[dict[str, Any]]:
+def _parts(job: Job) -> list[tuple[int, int, int]]:
+    """Return what is played of a job, as (first step, steps played, steps that these stand for).
+
+    A long run is two samples, where its first epoch differs from the others: there the frozen layers are computed.
+    """
+    if job.steps <= MOST_STEPS:
+        return [(0, job.steps, job.steps)]
+    early = min(job.steps, job.epoch_steps)
+    if not job.trunk_ratio or job.is_kept or early == job.steps:
+        return [(0, MOST_STEPS, job.steps)]
+    later = job.steps - early
+    half = MOST_STEPS // 2
+    return [(0, min(early, half), early), (early, min(later, half), later)]
+
+
+def predict(baseline: Mapping[str, Any], config: RunConfig | None = None, *, is_kept: bool = False) -> list[dict[str, Any]]:
     """Return the predictions for 1 to `MOST_HOSTS` hosts on every measured route, strong scaling and weak.
 
     Strong scaling keeps the global batch: the same result, sooner. Weak scaling makes it N times as large.
     With N hosts the fastest N take part; beyond those that exist, hosts like them. Speed-up is against the fastest host alone.
+    ``is_kept``: what the frozen layers put out is there from an earlier run.
     """
     members = list_members(baseline)
     if not members:
         return []
-    job = make_job(baseline, config)
+    job = make_job(baseline, config, is_kept=is_kept)
     local_s = _local_s(baseline, members[0], job)
     alone = play(job, members[:1]).timing(local_s)
     found = [_entry("strong", members[:1], None, alone, alone, local_s, job)]

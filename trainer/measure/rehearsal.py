@@ -21,7 +21,8 @@ from trainer.config import parse_config
 from trainer.errors import InputError
 from trainer.events import Event
 from trainer.measure.link import Route, list_routes
-from trainer.measure.predict import Member, extend, list_members, make_job, schedule
+from trainer.measure.predict import extend
+from trainer.measure.schedule import Member, list_members, make_job, schedule
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,6 +14,7 @@ from trainer.paths import baselines_dir, find_beside, point_latest
 
 VERSION = 1
 FILE = "baseline.json"
+_DEALT = ("balance", "trunk_cache_gib")  # what does not change a micro-batch's time
 _FORM = {
     "time": (int, float),
     "name": (str,),
@@ -76,13 +77,23 @@ def read_baseline(path: Path) -> dict[str, Any]:
 
 
 def find_matching(fingerprints: Mapping[str, str], config: Mapping[str, Any], hosts: set[str]) -> dict[str, Any] | None:
-    """Return the newest stored baseline of the same model, data and adapter that knows all ``hosts``; None if there is none."""
+    """Return the newest stored baseline of the same work that knows all ``hosts``; None if there is none.
+
+    The work is the same if model, data, adapter, and what makes a step faster are.
+    """
     for path in sorted(baselines_dir().glob(f"*/{FILE}"), key=lambda path: path.parent.name, reverse=True):
         try:
             baseline = read_baseline(path)
         except InputError:
             continue
-        same = all(baseline["config"].get(key) == config[key] for key in ("adapter", "data"))
+        same = _work(baseline["config"]) == _work(config)
         if same and baseline["fingerprints"] == dict(fingerprints) and hosts <= baseline["hosts"].keys():
             return baseline
     return None
+
+
+def _work(config: Mapping[str, Any]) -> list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = [dict(config.get(key, {})) for key in ("adapter", "data", "speed")]
+    for setting in _DEALT:
+        parts[-1].pop(setting, None)
+    return parts

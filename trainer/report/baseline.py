@@ -25,6 +25,9 @@ def render_baseline(baseline: Mapping[str, Any]) -> Group:
 
 def _parts(baseline: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield _hosts(baseline["hosts"])
+    for name, host in baseline["hosts"].items():
+        if trunk := describe_trunk(host["training"]):
+            yield Text(f"{name}: {trunk}", style="dim")
     if baseline["links"]:
         yield _links(baseline["links"])
     if baseline["all_reduce"]:
@@ -33,6 +36,17 @@ def _parts(baseline: Mapping[str, Any]) -> Iterator[RenderableType]:
     yield Text(baseline["verdict"]["headline"], style="bold")
     for reason in baseline["verdict"]["reasons"]:
         yield Text(f"- {reason}")
+
+
+def describe_trunk(training: Mapping[str, Any]) -> str:
+    """Return a sentence on the frozen layers whose output is kept; empty where it is not."""
+    trunk = training["trunk"]
+    if "token_s" not in trunk:
+        return ""
+    return (
+        f"{trunk['layers']} frozen layers take {trunk['token_s'] * 1e3:.1f} ms a token, once for each sample; "
+        f"the first epoch runs at {training['first_epoch_samples_per_s']:.2f} samples/s, the others as above"
+    )
 
 
 def _table(title: str, *columns: str) -> Table:

@@ -71,7 +71,7 @@ def _median(figures: Figures, key: str, form: str | Callable[[Any], str]) -> Mar
 
 
 def _hosts(baseline: Mapping[str, Any], figures: Figures) -> Table:
-    columns = ("", "loading", "prompt", "reply", "training", "samples", "memory", "spread")
+    columns = ("", "loading", "prompt", "reply", "training", "samples", "in the first epoch", "memory", "spread")
     return Table(columns=columns, rows=[_host(name, host, figures) for name, host in baseline["hosts"].items()])
 
 
@@ -88,6 +88,7 @@ def _host(name: str, host: Mapping[str, Any], figures: Figures) -> list[Markup]:
         show("inference/generation_tokens_per_s/median", "{:,.1f} tok/s"),
         show("training/tokens_per_s", "{:,.0f} tok/s"),
         show("training/samples_per_s", "{:,.2f} /s"),
+        show("training/first_epoch_samples_per_s", "{:,.2f} /s"),
         show("training/peak_memory_mib", "{:,.0f} MiB"),
         join(show("noise/spread", "{:.0%}"), " noisy" if host["noise"]["is_noisy"] else ""),
     ]
