@@ -59,8 +59,8 @@ class Bookmark:
             return False
         restore_state(run.model, run.step.optimizer, load_state(found))
         run.progress = type(run.progress)(**found.facts["progress"])
-        run.feed.restore(found.facts["feed"])
-        if source == run.plan.run_dir:
+        if source == run.plan.run_dir:  # a branch may have other data, and deals out anew
+            run.feed.restore(found.facts["feed"])
             self._keeper.go_on_from(step)
         self._restore_best(load_best(found))
         run.sentry.compare(step)
