@@ -124,8 +124,9 @@ class Shipyard:
         return finished(code, said, runs)
 
     def disturb(self, act: Callable[[subprocess.Popen[str], Path], None], num_hosts: int) -> Trained:
-        """Start a run too long to end, and call ``act`` once it has made a step."""
-        return self.train_and(act, num_hosts, "step 1/", train__steps=100_000, train__eval_every=0)
+        """Start a run too long to end, which does not go on after a loss, and call ``act`` once it has made a step."""
+        endless = {"train__steps": 100_000, "train__eval_every": 0, "launch__on_loss": "stop"}
+        return self.train_and(act, num_hosts, "step 1/", **endless)
 
 
 def finished(code: int, said: str, runs: Path) -> Trained:

@@ -15,6 +15,8 @@ from pathlib import Path
 import pytest
 import yaml
 
+from tests.lab.faults.campaign import Campaign
+from tests.lab.faults.faults import FAULTS
 from tests.lab.laboratory import LabHost
 from tests.lab.shipyard import SETTINGS, SOON_S, Shipyard, Trained, finished, processes, wait_until_empty
 from trainer.cluster.store import find_code
@@ -211,6 +213,48 @@ def test_linkcheck(yard: Shipyard) -> None:
     assert {name: set(counters) for name, counters in seen["hosts"].items()} == {
         host.name: {"tb0", "wifi0"} for host in yard.lab.hosts
     }
+    assert wait_until_empty(yard.lab.hosts) == []
+
+
+@pytest.fixture(scope="module")
+def campaign(yard: Shipyard) -> Campaign:
+    """Return what strikes runs on the provisioned hosts."""
+    return Campaign(yard)
+
+
+@pytest.mark.parametrize(
+    "name", ["a host is frozen", "the control machine reboots", "the newest checkpoint is altered, a rank killed"]
+)
+def test_a_struck_run_comes_to_its_end(campaign: Campaign, name: str) -> None:
+    """It ends well by itself or resumed; each sample once; the same bits at the same number of ranks; nothing is left."""
+    result = campaign.strike(next(fault for fault in FAULTS if fault.name == name), 2, seed=6)
+    assert result.problems == []
+    assert result.again_s is not None
+
+
+def test_a_second_run_is_refused_and_the_first_is_stopped_from_outside(yard: Shipyard) -> None:
+    """While one goes on: another ends with 3 and names it, status tells of it, stop ends it cleanly, with a checkpoint."""
+    told: list[subprocess.CompletedProcess[str]] = []
+
+    def look(_: subprocess.Popen[str], folder: Path) -> None:
+        env = {"FLOTILLA_RUNS": str(folder.parent)}
+        invoke = str(Path(sys.prefix) / "bin" / "invoke")
+        for command in (yard.command(3), [invoke, "status", "-i", str(yard.inventory(3))], [invoke, "stop"]):
+            told.append(yard.lab.control(command, env=env, check=False, cwd=PROJECT_ROOT))
+
+    first = yard.disturb(look, 2)
+    second, status, stop = told
+    assert first.folder is not None
+    assert second.returncode == 3
+    assert re.match(rf"alpha is busy: the run {first.folder.name} has it \(process \d+ on .*\./inv stop ends it", second.stderr)
+    assert f"run {first.folder}\n" in status.stdout
+    assert re.search(r"step \d+ of 100000, \d+ s ago: loss", status.stdout)
+    assert re.search(rf"beta: the run {first.folder.name} has it \(process \d+ on beta", status.stdout)
+    assert "gamma: free" in status.stdout
+    assert stop.stdout == f"{first.folder.name}: has stopped; ./inv train --resume goes on with it\n"
+    assert first.code == 130
+    steps = first.of("step")[-1]["step"]
+    assert first.of("checkpoint")[-1]["step"] == steps
     assert wait_until_empty(yard.lab.hosts) == []
 
 
