@@ -19,6 +19,7 @@ from trainer.errors import EXIT_INTERRUPTED, ClusterError, StalledError
 from trainer.events import Event
 
 _MOST_FRUITLESS = 3  # losses in a row without a new step between them: something else is wrong
+_MOST_REFUSED = 10  # starts in a row that came to nothing: a host that has just come back may not be ready for some seconds
 _LOOK_EVERY_S = 2.0
 _LOOK_FOR_THE_LOST_EVERY_S = 10.0
 
@@ -68,7 +69,7 @@ class Onward:
 
         Raises the `ClusterError` of the first start; those of later ones are losses.
         """
-        cluster, fruitless, has_run = self._whole, 0, False
+        cluster, fruitless, refused, has_run = self._whole, 0, 0, False
         while True:
             before = self._newest_step
             outcome = self._attempt(start, cluster, is_first=not has_run)
@@ -77,9 +78,13 @@ class Onward:
             elif not self._is_loss(outcome, is_first=not has_run) or self._settings.on_loss == "stop":
                 return outcome
             else:
-                fruitless = 0 if self._newest_step > before else fruitless + 1
-                if fruitless == _MOST_FRUITLESS:
-                    return dataclasses.replace(outcome, message=f"{outcome.message} ({fruitless} times without a step between)")
+                refused = 0 if self._has_started else refused + 1
+                if self._has_started:
+                    fruitless = 0 if self._newest_step > before else fruitless + 1
+                if fruitless == _MOST_FRUITLESS or refused == _MOST_REFUSED:
+                    return dataclasses.replace(outcome, message=f"{outcome.message} (again and again without a step between)")
+                if refused:
+                    self._rest(_LOOK_EVERY_S)
             has_run = True
             with _interruptions_raised():
                 try:

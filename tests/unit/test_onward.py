@@ -116,7 +116,7 @@ def test_a_wait_has_an_end() -> None:
 def test_losses_without_progress_are_given_up() -> None:
     """Three losses in a row without a new step between: it is not the hosts."""
     story = Story(after_steps(5, LOST), *[after_steps(5, LOST)] * 3)
-    assert story.tell() == Outcome(75, f"{LOST.message} (3 times without a step between)")
+    assert story.tell() == Outcome(75, f"{LOST.message} (again and again without a step between)")
     assert len(story.starts) == 4
     story = Story(*[after_steps(step, LOST) for step in range(1, 9)], Outcome(0))
     assert story.tell() == Outcome(0)
