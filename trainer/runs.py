@@ -18,7 +18,7 @@ from trainer.cluster.launch import NOT_YET, Again, Attach, Inputs, Watcher, exec
 from trainer.cluster.nodes import muster
 from trainer.cluster.plan import Launch, RunPlan
 from trainer.cluster.rollcall import call_roll
-from trainer.cluster.several import execute_on, find_artifacts, guess_launch, notice, plan_on, send_all
+from trainer.cluster.several import bring_back, execute_on, find_artifacts, guess_launch, notice, plan_on, send_all
 from trainer.cluster.supervise import Line, Outcome
 from trainer.config import RunConfig
 from trainer.data.checked import check_data
@@ -129,7 +129,11 @@ class Voyage:
         settings = self._inputs.config.launch
         onward = Onward(self._inputs.cluster, settings, lambda text: notice(self._watcher, text))
         self._watcher = Both(record, self._console, onward)  # kept first: a closed terminal must not lose it
-        return onward.follow(self._start)
+        try:
+            return onward.follow(self._start)
+        finally:
+            if self._fleet and self._is_under_way:
+                bring_back(self._fleet.cluster, self.launch, self._watcher)
 
     def _start(self, cluster: Cluster, attach: Attach) -> Outcome:
         if self._is_under_way:

@@ -102,7 +102,7 @@ def tell_states(artifacts: list[Artifact], absent: dict[str, list[Artifact]], wo
 
 
 def execute_on(fleet: Fleet, launch: Launch, watcher: Watcher, attach: Attach = lambda _: None) -> Outcome:
-    """Make the run's folders, start the ranks, follow them to the end, and bring back what they wrote.
+    """Make the run's folders, start the ranks and follow them to the end; what they wrote is still on the hosts.
 
     However it ends, no process of this run is left on any host that still answers.
     """
@@ -115,7 +115,6 @@ def execute_on(fleet: Fleet, launch: Launch, watcher: Watcher, attach: Attach = 
     finally:
         with _undisturbed():
             sweep(fleet.cluster, launch, watcher)
-            _bring_back(fleet.cluster, launch, watcher)
     return outcome
 
 
@@ -162,18 +161,19 @@ def write_files(cluster: Cluster, launch: Launch) -> None:
     on_all(cluster.hosts, lambda host: ask(host, cluster.root, {"verb": "write", "files": files}))
 
 
-def _bring_back(cluster: Cluster, launch: Launch, watcher: Watcher) -> None:
+def bring_back(cluster: Cluster, launch: Launch, watcher: Watcher) -> None:
     """Copy what the ranks wrote into this machine's folder of the run, from the first host that has it.
 
     Every host has the same, so one that was lost takes nothing along.
     """
     problems = []
-    for host in cluster.hosts:
-        try:
-            if _fetch(host, cluster, launch):
-                return
-        except (ClusterError, OSError, tarfile.TarError) as error:
-            problems.append(f"{host.name}: the results could not be brought back: {error}")
+    with _undisturbed():
+        for host in cluster.hosts:
+            try:
+                if _fetch(host, cluster, launch):
+                    return
+            except (ClusterError, OSError, tarfile.TarError) as error:
+                problems.append(f"{host.name}: the results could not be brought back: {error}")
     for text in problems:
         notice(watcher, text)
 

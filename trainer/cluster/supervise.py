@@ -212,6 +212,8 @@ class Supervisor:
             message = f"no sign of life from {names} for {self._silence_s:.0f} s"
             self._error = self._error or {"message": message, "exit_code": StalledError.exit_code}
             self._end(process)
+            if len(silent) == len(self._beats):  # the launcher's own host among them: it will not obey
+                self._kill_at = now + _TICK_S
 
     def _take_all(self, lines: Sequence[bytes], from_stdout: bool) -> None:
         for raw in lines:

@@ -44,7 +44,7 @@ class Fault:
 def kill_rank(scene: Scene) -> str:
     """Kill a rank on any host."""
     host = scene.chance.choice(scene.hosts)
-    host.run(["pkill", "-KILL", "-f", "trainer train"], check=False)
+    host.run(["pkill", "-KILL", "-f", "^[^ ]*python[^ ]* -P -m trainer train"], check=False)  # mpirun has the words as well
     return host.name
 
 
@@ -88,7 +88,7 @@ def interrupt(scene: Scene) -> str:
 
 def terminate_mpirun(scene: Scene) -> str:
     """SIGTERM to mpirun on the head."""
-    scene.hosts[0].run(["pkill", "-TERM", "-x", "mpirun"], check=False)
+    scene.hosts[0].run(["pkill", "-TERM", "-f", "^[^ ]*(mpirun|prterun) "], check=False)
     return scene.hosts[0].name
 
 
