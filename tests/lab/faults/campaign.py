@@ -227,6 +227,7 @@ def main() -> int:
     """Make the whole campaign; returns 1 if any run was not as it should be."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--runs", type=int, default=60)
+    parser.add_argument("--first", type=int, default=0, help="number of the first run, to go on with a campaign")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="part of the name of the faults to make")
     parser.add_argument("--lab", default=os.environ.get("FLOTILLA_LAB", "lab"), help="a provisioned laboratory of three hosts")
@@ -237,7 +238,7 @@ def main() -> int:
     results = []
     with tempfile.TemporaryDirectory(prefix="flotilla-campaign-") as folder:
         campaign = Campaign(Shipyard(Laboratory.attach(options.lab), Path(folder)))
-        for number in range(options.runs):
+        for number in range(options.first, options.first + options.runs):
             result = campaign.strike(faults[number % len(faults)], 2 + number // len(faults) % 2, options.seed + number)
             results.append(result)
             print(json.dumps(vars(result)), file=sys.stderr, flush=True)
