@@ -278,6 +278,13 @@ def test(context: Context, args: str = "") -> None:
         _end(context.run(f"{PYTHON} -m pytest {lanes} {args}", warn=True, pty=sys.stdout.isatty()))
 
 
+@task(help={"args": "options, such as '--steps 20 --layers 8 -1 --plot bars.png'; '--help' lists them"})
+def bench(context: Context, args: str = "") -> None:
+    """Compare speed and memory with mlx_lm.lora on the same work."""
+    with context.cd(str(ROOT)):
+        _end(context.run(f"{PYTHON} -m tests.benchmarks.peers {args}", warn=True, pty=sys.stdout.isatty()))
+
+
 @task
 def lint(context: Context) -> None:
     """Check style, types, imports, YAML and playbooks."""

@@ -64,7 +64,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Callable[..., list[Call]]:
 
 def test_list(capsys: pytest.CaptureFixture[str]) -> None:
     """``invoke --list`` names every task with its first line of help."""
-    assert {"train", "chat", "fuse", "test", "lint"} <= set(NAMES)
+    assert {"train", "chat", "fuse", "test", "bench", "lint"} <= set(NAMES)
     assert run("--list") == 0
     shown = dict(line.split(None, 1) for line in capsys.readouterr().out.splitlines()[2:] if line.strip())
     assert sorted(shown) == NAMES
