@@ -9,10 +9,10 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -22,15 +22,18 @@ from trainer.cluster.nodes import over_management
 from trainer.cluster.plan import Launch, RunPlan
 from trainer.cluster.provision import Playbook, run_playbook
 from trainer.cluster.rollcall import call_roll
+from trainer.cluster.room import read_room
 from trainer.cluster.several import execute_on, find_artifacts, guess_launch, plan_on, send_all
 from trainer.cluster.supervise import Line, Outcome
 from trainer.data.checked import check_data
 from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, FlotillaError, InputError
 from trainer.events import Event
+from trainer.measure.fit import MemoryPlan, find_here, plan_memory
 from trainer.measure.forecast import foretell
 from trainer.paths import PROJECT_ROOT, cache_dir, find_beside, runs_dir
 from trainer.recipe import DEFAULT_RECIPE, load_config
 from trainer.report.console import RunConsole, plain_text, render_answers, render_summary
+from trainer.report.memory import render_memory
 from trainer.report.page import try_page
 from trainer.report.record import Record, describe_hosts
 
@@ -94,10 +97,14 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
     inputs = read_inputs(request)
     if dry_run:
         print(_guess_launch(inputs, runs).describe(), end="")
-        return EXIT_OK
+        return _foresee_memory(inputs)
     with RunConsole() as console:
         fleet = None if inputs.cluster.is_local else call_roll(inputs.cluster, request.allow_slow_link, console.say)
         model, fingerprints = prepare(inputs, console)
+        rooms = {name: node.room for name, node in fleet.nodes.items()} if fleet else {}
+        if memory := _plan_memory(inputs, rooms, model, fingerprints["data"]):
+            console.show(render_memory(memory))
+            memory.check()
         if fleet:
             send_all(fleet, find_artifacts(inputs, model, fingerprints), console.show_progress)
             launch = plan_on(fleet, inputs, model, fingerprints, runs)
@@ -120,6 +127,26 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
     try_page(launch.kept.run_dir, _complain)
     _say_farewell(launch, outcome)
     return outcome.exit_code
+
+
+def _plan_memory(inputs: Inputs, rooms: Mapping[str, Mapping[str, Any]], model: Path, digest: str) -> MemoryPlan | None:
+    """Return the memory plan of a run; without ``rooms``, on this machine alone."""
+    here = {host.name: read_room() for host in inputs.cluster.hosts if host.is_local}
+    return plan_memory(inputs.cluster, {**here, **rooms}, inputs.config, model, digest, inputs.data)
+
+
+def _foresee_memory(inputs: Inputs) -> int:
+    """Print the memory plan of a dry run, as far as it is known without fetching anything; returns the exit code."""
+    model = find_here(inputs.config.model)
+    digest = check_data(inputs.data, cache_dir(), remembers=False)
+    memory = _plan_memory(inputs, {}, model, digest) if model else None
+    if memory is None:
+        print("\n# memory\nnot known yet: ./inv train fetches the model, tokenises the data and tells before it starts")
+        return EXIT_OK
+    print()
+    _stdout().print(render_memory(memory))
+    memory.check()
+    return EXIT_OK
 
 
 def report(run: str, is_baseline: bool) -> int:

@@ -18,7 +18,13 @@ from trainer.cluster.inventory import Host
 from trainer.cluster.ssh import NOT_FOUND, SSH_FAILED, describe_failure, run, ssh_command
 from trainer.errors import ClusterError
 
-_CARRIED = ("trainer.fingerprint", "trainer.interfaces", "trainer.cluster.processes", "trainer.cluster.onnode")
+_CARRIED = (
+    "trainer.fingerprint",
+    "trainer.interfaces",
+    "trainer.cluster.processes",
+    "trainer.cluster.room",
+    "trainer.cluster.onnode",
+)
 BOOT = """\
 import sys, json, types
 bundle = json.loads(sys.stdin.buffer.read(int(sys.argv[1])))

@@ -25,6 +25,7 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from trainer.cluster.processes import end_mentioning
+from trainer.cluster.room import read_room
 from trainer.fingerprint import hash_files
 from trainer.interfaces import Interface, find_owner, list_interfaces, read_counters
 
@@ -81,6 +82,7 @@ def survey(request: Request) -> Answer:
         "counters": read_counters(),
         "link": _check_link(request, interfaces),
         "cables": _read_cables(root),
+        "room": read_room(),
     }
 
 
