@@ -39,7 +39,7 @@ SMALL = Anatomy(
     item_bytes=4,
     is_quantized=False,
 )
-ROWS = Rows(np.random.default_rng(0).integers(20, 300, 700), 40)
+ROWS = Rows(np.random.default_rng(0).integers(20, 300, 700), 72, 40)
 PAIR = Cluster(
     hosts=(
         Host(name="mini", slots=1, management="mini.local", is_local=False),

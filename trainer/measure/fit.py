@@ -137,7 +137,7 @@ def read_rows(model: Path, data_digest: str, data: Path) -> Rows | None:
         splits = open_store(folder, data)
     except OSError:
         return None
-    return Rows(splits["train"].lengths, _longest_prompt(splits["test"])) if len(splits["train"]) else None
+    return Rows(splits["train"].lengths, len(splits["test"]), _longest_prompt(splits["test"])) if len(splits["train"]) else None
 
 
 def _longest_prompt(rows: TokenStore) -> int:

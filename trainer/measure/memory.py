@@ -9,7 +9,8 @@ trunk), the adapter, AdamW's two moments, gradients, and what the backward pass 
     for each adapted layer and sample     heads x length^2 numbers             the attention's weights
 
 with H the hidden size, Q and K all queries and keys of a token, I the width of the MLP. MLX's own operations keep more
-(`_MLX_TOKEN`, `_MLX_SAMPLE`). Under ``train.checkpointing`` all of it exists for one layer at a time, and H numbers for each
+(`_MLX_TOKEN`), attend over the whole packed row, and an adapter on a quantised layer keeps two more of its outputs. Under
+``train.checkpointing`` all of it exists for one layer at a time, and H numbers for each
 layer. docs/benchmarks.md compares the result with measured peaks.
 """
 
@@ -32,16 +33,18 @@ PROCESS_BYTES = 150 * MIB  # Python, libraries, tokenizer and MPI of a rank; on 
 _LOGITS_BYTES = 16 * MIB  # of one portion of the loss (trainer.model.loss)
 _AHEAD_TOKENS = 4096  # that go through the frozen layers together (trainer.engine.feed)
 _REPLIES, _REPLY_STEP = 32, 256  # answered at once; tokens by which mlx_lm lets keys and values grow
-_MLX_TOKEN, _MLX_SAMPLE = 1.5, 4.0  # times what the kernels keep
+_MLX_TOKEN = 1.2  # times what the kernels keep of a token
+_MLX_SCORES = 3  # arrays of one layer's scores that exist besides, for a moment
 _SLACK = 1.05  # what the allocator cannot give back
 _LOOKED_AT = 512  # steps
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Tokens of each training row, and those of the longest prompt among the test rows."""
+    """Tokens of each training row, the test rows' number, and the tokens of the longest prompt among them."""
 
     lengths: NDArray[np.int64]
+    num_tests: int
     longest_prompt: int
 
 
@@ -92,8 +95,9 @@ def estimate(anatomy: Anatomy, config: RunConfig, rows: Rows, num_ranks: int, *,
         found.append(Footprint(**kept, weights=upper + own, activations=activations, caches=ahead, phase=phase))
     if config.style.demo_prompts or config.style.markers:
         tokens = -(-(rows.longest_prompt + config.style.max_reply_tokens) // _REPLY_STEP) * _REPLY_STEP
-        caches = _REPLIES * tokens * anatomy.num_layers * 2 * anatomy.keys * anatomy.item_bytes
-        activations = _slack(_REPLIES * anatomy.vocabulary * 4 * 2)
+        replies = min(_REPLIES, -(-rows.num_tests // num_ranks)) if config.style.markers else 1
+        caches = replies * tokens * anatomy.num_layers * 2 * anatomy.keys * anatomy.item_bytes
+        activations = _slack(replies * anatomy.vocabulary * 4 * 2)
         found.append(Footprint(**kept, weights=everything, activations=activations, caches=caches, phase="answering"))
     return max(found, key=lambda each: each.total)
 
@@ -110,10 +114,15 @@ def has_trunk(anatomy: Anatomy, config: RunConfig) -> bool:
 
 def count_adapter(anatomy: Anatomy, config: RunConfig) -> int:
     """Return the numbers that are trained."""
+    shapes = _adapted(anatomy, config)
+    magnitudes = sum(outputs for _, outputs in shapes) if config.adapter.kind == "dora" else 0
+    return adapted_layers(anatomy, config) * (config.adapter.rank * sum(map(sum, shapes)) + magnitudes)
+
+
+def _adapted(anatomy: Anatomy, config: RunConfig) -> list[tuple[int, int]]:
+    """Return the inputs and outputs of the linear modules of a layer that get adapters."""
     keys = config.adapter.keys or tuple(anatomy.linear)
-    sides = [sum(anatomy.linear[key]) for key in keys if key in anatomy.linear]
-    outputs = [anatomy.linear[key][1] for key in keys if key in anatomy.linear] if config.adapter.kind == "dora" else []
-    return adapted_layers(anatomy, config) * (config.adapter.rank * sum(sides) + sum(outputs))
+    return [anatomy.linear[key] for key in keys if key in anatomy.linear]
 
 
 def largest_batch(config: RunConfig, lengths: NDArray[np.int64], num_ranks: int) -> tuple[int, ...]:
@@ -142,16 +151,19 @@ def largest_batch(config: RunConfig, lengths: NDArray[np.int64], num_ranks: int)
 
 def _activations(anatomy: Anatomy, config: RunConfig, batch: Sequence[int], has_kernels: bool) -> int:
     """Return the bytes that exist at once between the forward pass and the gradients."""
-    per_token, per_sample = (1.0, 1.0) if has_kernels else (_MLX_TOKEN, _MLX_SAMPLE)
-    tokens = sum(batch)
+    tokens, layers = sum(batch), adapted_layers(anatomy, config)
     squares = tokens**2 if config.speed.packing and not has_kernels else sum(length**2 for length in batch)
-    layer = tokens * _token_numbers(anatomy) * per_token + squares * anatomy.heads * per_sample
-    layers = adapted_layers(anatomy, config)
+    per_token = _token_numbers(anatomy) * (1.0 if has_kernels else _MLX_TOKEN)
+    if anatomy.is_quantized:
+        per_token += 2 * sum(outputs for _, outputs in _adapted(anatomy, config))
+    scores = squares * anatomy.heads
+    layer = tokens * per_token + scores
     if config.train.checkpointing:
         numbers = 2 * layer + layers * tokens * anatomy.hidden
     else:
         pulled = 4 * anatomy.hidden * tokens  # what the backward pass adds to each layer
         numbers = layers * (layer + pulled)
+    numbers += 0 if has_kernels else _MLX_SCORES * scores
     item = anatomy.item_bytes
     return int(numbers * item) + _loss_bytes(anatomy, config, tokens, has_kernels)
 
