@@ -84,9 +84,9 @@ def test_dropouts_masks_are_the_same_both_times(folder: Path) -> None:
     mx.random.seed(7)
     found = gradients(network)
     size = sum(float(mx.square(value).sum()) for value in found.values())
-    step = 0.02 / size**0.5
+    step = 1e-4 / size**0.5  # along it the loss is anything but straight
     change = (loss(step, found) - loss(-step, found)) / (2 * step)
-    assert change == pytest.approx(size, rel=2e-2)
+    assert change == pytest.approx(size, rel=1e-2)
 
 
 def test_answers_are_untouched(folder: Path) -> None:
@@ -110,6 +110,7 @@ class Whispering(nn.Module):
     def __init__(self, layer: nn.Module) -> None:
         super().__init__()
         self.layer = layer
+        object.__setattr__(self, "use_sliding", False)  # what the model reads of its layers
 
     def __call__(self, hidden: mx.array, *args: Any, **kwargs: Any) -> mx.array:
         heard = 0 if Whispering.said is None else Whispering.said

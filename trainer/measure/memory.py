@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +38,7 @@ _MLX_TOKEN = 1.2  # times what the kernels keep of a token
 _MLX_SCORES = 3  # arrays of one layer's scores that exist besides, for a moment
 _SLACK = 1.05  # what the allocator cannot give back
 _LOOKED_AT = 512  # steps
+Way = dict[str, dict[str, Any]]  # settings by section and key
 
 
 @dataclass(frozen=True)
@@ -71,7 +73,8 @@ def estimate(anatomy: Anatomy, config: RunConfig, rows: Rows, num_ranks: int, *,
     """Return what the rank with the largest micro-batch takes."""
     batch = largest_batch(config, rows.lengths, num_ranks)
     numbers = count_adapter(anatomy, config)
-    kept = {"adapters": 4 * numbers, "optimizer": 8 * numbers, "process": 0 if on_gpu else PROCESS_BYTES, "batch": batch}
+    process = 0 if on_gpu else PROCESS_BYTES
+    kept: dict[str, Any] = {"adapters": 4 * numbers, "optimizer": 8 * numbers, "process": process, "batch": batch}
     upper = anatomy.outside_bytes + sum(anatomy.layer_bytes[-adapted_layers(anatomy, config) :])
     everything = anatomy.outside_bytes + sum(anatomy.layer_bytes)
     trunk = has_trunk(anatomy, config)
@@ -184,14 +187,14 @@ def _slack(size: float) -> int:
 
 def suggest(anatomy: Anatomy, config: RunConfig) -> list[tuple[tuple[str, ...], RunConfig]]:
     """Return settings that take less memory, those first that change least: overrides, and the configuration with them."""
-    ways: list[dict[str, dict[str, object]]] = []
+    ways: list[Way] = []
     halves = [config.train.micro_batch >> n for n in range(1, config.train.micro_batch.bit_length())]
-    micro = {"train": {"micro_batch": 1}} if config.train.micro_batch > 1 else {}
+    micro: Way = {"train": {"micro_batch": 1}} if config.train.micro_batch > 1 else {}
     ways += [{"train": {"micro_batch": half}} for half in halves]
-    speed = {key: True for key in ("packing", "fused_loss", "trunk_cache") if not getattr(config.speed, key)}
+    speed: dict[str, Any] = {key: True for key in ("packing", "fused_loss", "trunk_cache") if not getattr(config.speed, key)}
     if speed:
         ways += [{"speed": speed}, {**micro, "speed": speed}]
-    lean = {"train": {**micro.get("train", {}), "checkpointing": True}, **({"speed": speed} if speed else {})}
+    lean: Way = {"train": {**micro.get("train", {}), "checkpointing": True}, **({"speed": speed} if speed else {})}
     if not config.train.checkpointing:
         ways += [{"train": {"checkpointing": True}}, lean]
     for layers in (16, 8, 4, 2, 1):
@@ -200,10 +203,10 @@ def suggest(anatomy: Anatomy, config: RunConfig) -> list[tuple[tuple[str, ...], 
     return [(_overrides(way), _with(config, way)) for way in ways]
 
 
-def _overrides(way: dict[str, dict[str, object]]) -> tuple[str, ...]:
+def _overrides(way: Way) -> tuple[str, ...]:
     return tuple(f"{section}.{key}={str(value).lower()}" for section, keys in way.items() for key, value in keys.items())
 
 
-def _with(config: RunConfig, way: dict[str, dict[str, object]]) -> RunConfig:
-    sections = {name: dataclasses.replace(getattr(config, name), **keys) for name, keys in way.items()}  # type: ignore[arg-type]
+def _with(config: RunConfig, way: Way) -> RunConfig:
+    sections = {name: dataclasses.replace(getattr(config, name), **keys) for name, keys in way.items()}
     return dataclasses.replace(config, **sections)

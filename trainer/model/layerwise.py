@@ -82,7 +82,7 @@ def _alone(kind: type) -> type:
             if not self.training:
                 return cast(mx.array, kind.__call__(self, hidden, *args, **kwargs))
             trained = tree_flatten(self.trainable_parameters())
-            seed = int(mx.random.randint(0, _SEEDS).item()) if _drops(self) else None
+            seed = cast(int, mx.random.randint(0, _SEEDS).item()) if _drops(self) else None
 
             def run(hidden: mx.array, *values: mx.array) -> mx.array:
                 if seed is not None:
