@@ -24,10 +24,13 @@ THRESHOLD = 0.65
 _MOST_WORDS = 1 << 20  # kept in the table of hashes
 _MOST_COMPARED = 6  # rows of one bucket that each other row of it is compared with
 _WORD = re.compile(r"\w+")
+_ASCII_WORDS = {code: chr(code).lower() if _WORD.match(chr(code)) else " " for code in range(128)}
 
 
 def normalise(text: str) -> str:
     """Return the words of ``text`` in lower case, a space between: what is left when layout and punctuation do not count."""
+    if text.isascii():  # the same, six times faster
+        return " ".join(text.translate(_ASCII_WORDS).split())
     return " ".join(_WORD.findall(text.casefold()))
 
 
@@ -72,6 +75,7 @@ class Signer:
         random = np.random.Generator(np.random.Philox(1997))
         self._salts = random.integers(1, 1 << 63, NUM_BANDS * BAND_ROWS, dtype=np.uint64)
         self._factors = random.integers(1, 1 << 63, max(SHINGLE_WORDS, BAND_ROWS), dtype=np.uint64) | np.uint64(1)
+        self._slopes = random.integers(1, 1 << 63, len(self._salts), dtype=np.uint64) << np.uint64(1) | np.uint64(1)
 
     def sign(self, texts: Sequence[str]) -> NDArray[np.uint64]:
         """Return uint64 [N, NUM_BANDS] for normalised texts; texts that resemble each other share a number in a column."""
@@ -81,8 +85,10 @@ class Signer:
         bands = np.zeros((len(texts), NUM_BANDS), dtype=np.uint64)
         if not len(texts):
             return bands
-        for number, salt in enumerate(self._salts):
-            smallest = np.minimum.reduceat(_mix(hashes ^ salt), starts)
+        permuted = np.empty_like(hashes)
+        for number, (slope, salt) in enumerate(zip(self._slopes, self._salts, strict=True)):
+            np.add(np.multiply(hashes, slope, out=permuted), salt, out=permuted)  # a permutation, for the slope is odd
+            smallest = np.minimum.reduceat(permuted, starts)
             band, row = divmod(number, BAND_ROWS)
             bands[:, band] += smallest * self._factors[row]
         return _mix(bands)

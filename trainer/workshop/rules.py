@@ -51,8 +51,8 @@ _REFUSING_HINTS = (
 )  # fmt: skip
 _BOILERPLATE_HINTS = ("lorem ipsum", "cookies", "javascript", "newsletter")
 _SHORT = 80
-_SENTENCE = re.compile(
-    r"(?:(?!,? but (?:I can|you can|you could|let me|let us|here)\b)[^.!?;\n])+[.!?;]*|, but\b", re.IGNORECASE
+_SENTENCE = re.compile(  # what would end it begins with a comma or a space: nothing is looked for at other characters
+    r"(?:[^.!?;\n, ]+|(?!,? but (?:I can|you can|you could|let me|let us|here)\b)[, ])+[.!?;]*|, but\b", re.IGNORECASE
 )
 _LEAST_HELP = 12  # words beside a refusal that make it an answer
 _BOILERPLATE = re.compile(
@@ -150,7 +150,10 @@ def find_refusals(messages: Sequence[Message]) -> Iterator[Seen]:
 
 def _holds(text: str, hints: Sequence[str]) -> bool:
     """Whether a text in lower case holds any of some words: a hundred times faster than the pattern that then looks closely."""
-    return any(hint in text for hint in hints)
+    for hint in hints:  # noqa: SIM110 - half the time of any()
+        if hint in text:
+            return True
+    return False
 
 
 def _find_refusal(text: str) -> re.Match[str] | None:
