@@ -45,10 +45,9 @@ _MACHINE_HINTS = (
     "i don't",
     "as of my",
 )
-_REFUSING_HINTS = (
-    "sorry", "apolog", "unfortunately", "afraid", "can't", "cannot", "can not", "unable", "not able", "won't", "will not",
-    "decline", "polic", "guideline", "programming", "appropriate", "illegal",
-)  # fmt: skip
+_REGRET_HINTS = ("sorry", "apolog", "unfortunately", "afraid", "i can", "i am", "i'm", "i won", "i will", "i must")
+_DENIAL_HINTS = ("can't", "cannot", "can not", "unable", "not able", "won't", "will not", "decline")
+_REASON_HINTS = ("polic", "guideline", "programming", "appropriate", "illegal")
 _BOILERPLATE_HINTS = ("lorem ipsum", "cookies", "javascript", "newsletter")
 _SHORT = 80
 _SENTENCE = re.compile(  # what would end it begins with a comma or a space: nothing is looked for at other characters
@@ -159,7 +158,9 @@ def _holds(text: str, hints: Sequence[str]) -> bool:
 def _find_refusal(text: str) -> re.Match[str] | None:
     lower = text.lower()
     machine = _MACHINE.search(text) if _holds(lower, _MACHINE_HINTS) else None
-    return machine or (_find_bare_refusal(text) if _holds(lower, _REFUSING_HINTS) else None)
+    if machine or not (_holds(lower, _REASON_HINTS) or (_holds(lower, _DENIAL_HINTS) and _holds(lower, _REGRET_HINTS))):
+        return machine
+    return _find_bare_refusal(text)
 
 
 def _find_boilerplate(text: str) -> re.Match[str] | None:
