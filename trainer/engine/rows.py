@@ -6,9 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.cluster.plan import RunPlan
+from trainer.comm.agree import check_agreement
 from trainer.comm.group import Comm
 from trainer.data.fill import fill_store
-from trainer.data.store import TokenStore, check_all_lengths, key_store, open_store
+from trainer.data.store import TokenStore, check_all_lengths, digest_index, key_store, open_store, read_index
 from trainer.paths import cache_dir
 
 Tick = Callable[[int, int], None]
@@ -24,8 +25,13 @@ def make_rows(
 
 
 def load_rows(plan: RunPlan, comm: Comm, tick: Tick = lambda _done, _total: None) -> dict[str, TokenStore]:
-    """Return the splits' rows of a run; a collective: one rank of each host makes what is not there, the others wait."""
+    """Return the splits' rows of a run; a collective: one rank of each host makes what is not there, the others wait.
+
+    Raises `ClusterError` on every rank, naming the hosts, when their stores differ: each made its own.
+    """
     digest, config = plan.fingerprints["data"], plan.config
+    folder = cache_dir() / "tokens" / key_store(digest, plan.model_path)
+    held: dict[str, str] = {}
     if comm.is_first_on_host:
         make_rows(
             plan.data_path,
@@ -35,8 +41,11 @@ def load_rows(plan: RunPlan, comm: Comm, tick: Tick = lambda _done, _total: None
             max_tokens=config.data.max_tokens,
             tick=tick,
         )
-    comm.all_gather(None)
-    return _open(cache_dir() / "tokens" / key_store(digest, plan.model_path), plan.data_path, config.data.max_tokens)
+        index = read_index(folder)
+        assert index is not None
+        held[f"token store {folder.name}"] = digest_index(index)
+    check_agreement(comm, held, {})
+    return _open(folder, plan.data_path, config.data.max_tokens)
 
 
 def _open(folder: Path, data: Path, max_tokens: int) -> dict[str, TokenStore]:
