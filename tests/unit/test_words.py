@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from typing import Any
 
 import numpy as np
@@ -26,12 +27,13 @@ texts = st.lists(st.lists(st.sampled_from(PIECES) | st.text(max_size=3), max_siz
 
 
 def build(steps: list[Any], *added: AddedToken) -> Tokenizer:
-    """Return a tokenizer that merges: of the words of a few sentences, pieces that hold spaces and digits among them."""
+    """Return a tokenizer with merges of all that stands in one piece often: blanks of all kinds, digits and signs too."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(steps)
     tokenizer.decoder = decoders.ByteLevel()
-    sentences = ["ahoy ye be a sailor, be ye? 1234 1234 aye aye.\n\n  ahoy\t'tis the captain's é é 字 字"] * 3
-    trainer = trainers.BpeTrainer(vocab_size=420, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
+    chance = random.Random(0)
+    sentences = ["".join(chance.choices(PIECES, k=30)) for _ in range(300)]
+    trainer = trainers.BpeTrainer(vocab_size=800, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False)
     tokenizer.train_from_iterator(sentences, trainer)
     tokenizer.add_special_tokens([AddedToken("<|im_start|>", special=True), AddedToken("<|im_end|>", special=True), *added])
     return tokenizer
