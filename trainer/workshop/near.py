@@ -2,7 +2,7 @@
 
 Broder, "On the resemblance and containment of documents", 1997; Leskovec, Rajaraman, Ullman, "Mining of massive datasets",
 chapter 3. Ours rather than a library's because a library keeps its index in memory: here a row costs `NUM_BANDS` numbers on
-disk, of which one column at a time is read and sorted (docs/decisions/0010-minhash-on-disk.md).
+disk, of which one column at a time is read and sorted (docs/decisions/0007-minhash-on-disk.md).
 """
 
 from __future__ import annotations
