@@ -40,7 +40,7 @@ PLAIN = [
     "train.steps=50",
     "adapter.num_layers=2",
     "data.max_tokens=2048",
-    "train.global_batch=4",
+    "train.global_batch=2",
     "train.eval_every=0",
     "style.markers=[]",
     "style.demo_prompts=[]",
@@ -224,7 +224,7 @@ def main() -> None:
     size = int(options.gigabytes * 1e9)
     if not source.exists() or source.stat().st_size < size:
         write_samples(source, size)
-    few = str(max(1e-6, 60e3 / size))
+    few = str(max(1e-6, 20e3 / size))
     jobs = {
         "pirate": Job(str(PIRATE), options.scratch / "pirate", []),
         "made-up": Job(
