@@ -91,6 +91,11 @@ class TrainConfig:
     steps: int = _key(0, "Optimizer steps; 0 means as many as the epochs need.", minimum=0)
     global_batch: int = _key(8, "Samples in one optimizer step, over all ranks together.", minimum=1)
     micro_batch: int = _key(4, "Samples that one rank computes at once; more than that are accumulated.", minimum=1)
+    checkpointing: bool = _key(
+        False,
+        "Keep only what enters each adapted layer and go backward through one layer at a time, computing it again: the same "
+        "gradients in less memory, for about a third more time.",
+    )
     eval_every: int = _key(50, "Steps between validations; 0 for only before and after training.", minimum=0)
     compare_every: int = _key(
         100, "Steps between comparisons of all ranks' parameters, which must be the same bit by bit; 0: never.", minimum=0

@@ -6,10 +6,10 @@ import dataclasses
 import json
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from rich.console import Console
 
@@ -18,6 +18,7 @@ from trainer.cluster.launch import NOT_YET, Again, Attach, Inputs, Watcher, exec
 from trainer.cluster.nodes import muster
 from trainer.cluster.plan import Launch, RunPlan
 from trainer.cluster.rollcall import call_roll
+from trainer.cluster.room import read_room
 from trainer.cluster.several import bring_back, execute_on, find_artifacts, guess_launch, notice, plan_on, send_all
 from trainer.cluster.supervise import Line, Outcome
 from trainer.config import RunConfig
@@ -25,11 +26,13 @@ from trainer.data.checked import check_data
 from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, InputError, StalledError
 from trainer.events import Event
 from trainer.jobs import Claim
+from trainer.measure.fit import MemoryPlan, find_here, plan_memory
 from trainer.measure.forecast import foretell
 from trainer.onward import Onward
 from trainer.paths import PROJECT_ROOT, cache_dir, find_beside, runs_dir
 from trainer.recipe import DEFAULT_RECIPE, load_config
 from trainer.report.console import RunConsole, plain_text, render_answers, render_summary
+from trainer.report.memory import render_memory
 from trainer.report.page import try_page
 from trainer.report.record import Record, describe_hosts
 
@@ -84,7 +87,7 @@ def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
     inputs = read_inputs(request)
     if dry_run:
         print(_guess_launch(inputs, runs).describe(), end="")
-        return EXIT_OK
+        return _foresee_memory(inputs)
     with Claim(inputs.cluster, runs) as claim, RunConsole() as console:
         voyage = Voyage(inputs, request.allow_slow_link, console, runs)
         launch = voyage.launch
@@ -114,6 +117,10 @@ class Voyage:
         self._inputs, self._allow_slow_link, self._console, self._runs = inputs, allow_slow_link, console, runs
         self._fleet = None if inputs.cluster.is_local else call_roll(inputs.cluster, allow_slow_link, console.say)
         self._model, self._fingerprints = prepare(inputs, console)
+        rooms = {name: node.room for name, node in self._fleet.nodes.items()} if self._fleet else {}
+        if memory := _plan_memory(inputs, rooms, self._model, self._fingerprints["data"]):
+            console.show(render_memory(memory))
+            memory.check()
         if (again := inputs.again) and (changed := compare_content(again, self._fingerprints)):
             _refuse(changed, again)
         self._is_under_way = False
@@ -157,6 +164,26 @@ class Voyage:
         artifacts = find_artifacts(inputs, self._model, self._fingerprints)
         send_all(self._fleet, artifacts, self._console.show_progress)
         return plan_on(self._fleet, inputs, self._model, self._fingerprints, self._runs)
+
+
+def _plan_memory(inputs: Inputs, rooms: Mapping[str, Mapping[str, Any]], model: Path, digest: str) -> MemoryPlan | None:
+    """Return the memory plan of a run; without ``rooms``, on this machine alone."""
+    here = {host.name: read_room() for host in inputs.cluster.hosts if host.is_local}
+    return plan_memory(inputs.cluster, {**here, **rooms}, inputs.config, model, digest, inputs.data)
+
+
+def _foresee_memory(inputs: Inputs) -> int:
+    """Print the memory plan of a dry run, as far as it is known without fetching anything; returns the exit code."""
+    model = find_here(inputs.config.model)
+    digest = check_data(inputs.data, cache_dir(), remembers=False)
+    memory = _plan_memory(inputs, {}, model, digest) if model else None
+    if memory is None:
+        print("\n# memory\nnot known yet: ./inv train fetches the model, tokenises the data and tells before it starts")
+        return EXIT_OK
+    print()
+    stdout().print(render_memory(memory))
+    memory.check()
+    return EXIT_OK
 
 
 def find_changes(before: RunConfig, now: RunConfig) -> list[str]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import hashlib
+import itertools
 import json
 import os
 import random
@@ -70,7 +71,7 @@ def write_samples(target: Path, size_bytes: int, seed: int = 0) -> None:
 def _make_line(picked: Iterator[str], question: int, answer: int, kind: int, before: str) -> str:
     if before and kind < 5:
         return before
-    asked, answered = ([word for _, word in zip(range(n), picked, strict=False)] for n in (question, answer))
+    asked, answered = (list(itertools.islice(picked, n)) for n in (question, answer))
     if len(answered) < answer:
         return ""
     if kind == 6:
@@ -161,6 +162,13 @@ class Job:
     source: str
     scratch: Path
     shares: list[str]
+    settings: list[str]
+
+    def __post_init__(self) -> None:
+        """Begin with an empty cache, but for the models that are there already."""
+        (self.scratch / "cache").mkdir(parents=True, exist_ok=True)
+        if not (self.scratch / "cache" / "models").exists():
+            (self.scratch / "cache" / "models").symlink_to(_find_models())
 
     @property
     def data(self) -> Path:
@@ -176,12 +184,15 @@ class Job:
 
     def commands(self) -> dict[str, list[str]]:
         """Return the commands by name."""
-        settings = [f"data.path={self.data}", *PLAIN]
+        settings = [f"data.path={self.data}", *self.settings]
         config = self.scratch / "config.toml"
         config.write_text(render_toml(load_config("pirate", settings)), "utf-8")
         overrides = [word for setting in settings for word in ("-o", setting)]
+        limits = [
+            word for setting in self.settings if setting.startswith(("model.", "data.")) for word in ("--override", setting)
+        ]
         return {
-            "prepare": [*INV, "data.prepare", self.source, "--out", str(self.data), *self.shares],
+            "prepare": [*INV, "data.prepare", self.source, "--out", str(self.data), *self.shares, *limits],
             "tokenise": [sys.executable, "-P", "-m", "trainer", "prepare", "--config", str(config), "--data", str(self.data)],
             "train": [*INV, "train", *overrides],
         }
@@ -195,6 +206,12 @@ class Job:
 def _hash(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def few_held_out(size_bytes: int) -> list[str]:
+    """Return the shares of splits that make validation and test of a large source some 60 KB each."""
+    share = str(max(1e-6, 60e3 / size_bytes))
+    return ["--valid", share, "--test", share]
 
 
 def kill_at_random(job: Job, name: str, seconds: float, kills: int, chance: random.Random) -> int:
@@ -224,21 +241,17 @@ def main() -> None:
     size = int(options.gigabytes * 1e9)
     if not source.exists() or source.stat().st_size < size:
         write_samples(source, size)
-    few = str(max(1e-6, 60e3 / size))
+    skipped = [word for step in options.skip for word in ("--skip", step)]
+    folders = {name: options.scratch / name for name in ("pirate", "made-up")}
+    for folder in folders.values():
+        if not options.keep:
+            shutil.rmtree(folder, ignore_errors=True)
     jobs = {
-        "pirate": Job(str(PIRATE), options.scratch / "pirate", []),
-        "made-up": Job(
-            str(source),
-            options.scratch / "large",
-            ["--valid", few, "--test", few, *(w for step in options.skip for w in ("--skip", step))],
-        ),
+        "pirate": Job(str(PIRATE), folders["pirate"], [], PLAIN),
+        "made-up": Job(str(source), folders["made-up"], [*few_held_out(size), *skipped], PLAIN),
     }
     taken: dict[str, float] = {}
     for name, job in jobs.items():
-        if not options.keep:
-            shutil.rmtree(job.scratch, ignore_errors=True)
-            (job.scratch / "cache").mkdir(parents=True)
-            (job.scratch / "cache" / "models").symlink_to(_find_models())
         for step, command in job.commands().items():
             if (step == "train" and options.no_train) or (step == "prepare" and job.data.exists()):
                 continue

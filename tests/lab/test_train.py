@@ -61,6 +61,12 @@ def test_the_results_come_home(yard: Shipyard) -> None:
     assert [path.read_bytes() == ours for path in theirs] == [True, True]
     assert (trained.folder / "checkpoints" / "last" / "adapters.safetensors").is_file()
     assert "sending" not in trained.said or "model" not in trained.said  # it was there already
+    stores = [
+        {path.parent.name: path.read_bytes() for path in (host.root / "opt/flotilla/cache/tokens").glob("*/index.json")}
+        for host in yard.lab.hosts[:2]
+    ]
+    assert stores[0]
+    assert stores[0] == stores[1]  # each host tokenised for itself, and to the same
 
 
 def test_the_ring_equals_mpi(yard: Shipyard, alone: Trained) -> None:

@@ -18,6 +18,7 @@ from trainer.config import AdapterConfig
 from trainer.data.batch import Batch, make_batch, pack_batch
 from trainer.data.tokens import TokenRow
 from trainer.errors import InputError
+from trainer.model import layerwise
 from trainer.model.lora import attach_adapter
 from trainer.model.loss import fused_loss, plain_loss, summed_loss
 from trainer.model.network import Network
@@ -79,6 +80,8 @@ WAYS: dict[str, dict[str, bool]] = {
     "in portions": {"packing": False, "fused": True, "kernels": False},
     "kernels": {"packing": False, "fused": False, "kernels": True},
     "all": {"packing": True, "fused": True, "kernels": True},
+    "layer by layer": {"packing": False, "fused": False, "kernels": False, "checkpointing": True},
+    "all, layer by layer": {"packing": True, "fused": True, "kernels": True, "checkpointing": True},
 }
 
 
@@ -106,6 +109,8 @@ def assert_same(model: nn.Module, rows: list[TokenRow], tolerance: float, way: s
     assert network.is_selective
     assert (network.is_packable, network.has_kernels) == (chosen["packing"], chosen["kernels"] and has_kernels(model))
     batch: Batch = pack_batch(rows) if chosen["packing"] else make_batch(rows)
+    if chosen.get("checkpointing"):
+        layerwise.install_checked(network)
     loss, gradients = nn.value_and_grad(model, lambda: summed_loss(network, batch, fused=chosen["fused"]))()
     np.testing.assert_allclose(loss.item(), expected_loss.item(), rtol=max(tolerance, 1e-6))  # a float32 in any case
     expected_by_name = dict(tree_flatten(expected))

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from trainer import cli
-from trainer.engine import loop
+from trainer.data.tokens import RowMaker, TokenRow
+from trainer.engine import loop, rows
 from trainer.engine import step as step_module
 
 RANK = int(os.environ["OMPI_COMM_WORLD_RANK"])
@@ -36,6 +38,11 @@ def break_something() -> None:
     elif BROKEN == "has other data":
         real = loop.hash_files
         loop.hash_files = lambda *args: "0" * len(real(*args))
+    elif BROKEN == "tokenises otherwise":
+        os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "0"  # as the first rank of another host, with a cache of its own
+        rows.cache_dir = lambda: Path(os.environ["OTHER_CACHE"])
+        real_make = RowMaker.make
+        RowMaker.make = lambda self, samples: [TokenRow(row.tokens[::-1], row.supervised) for row in real_make(self, samples)]
     elif BROKEN == "has another mlx":
         real_software = loop.describe_software
         loop.describe_software = lambda: {**real_software(), "mlx": "0.31.0"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from support import Log, plan_tiny, run, with_program
 from trainer.cluster.plan import Launch
 from trainer.cluster.supervise import Outcome
 from trainer.data.order import global_batch_at
+from trainer.data.store import digest_index, read_index
 from trainer.errors import ClusterError
 from trainer.paths import PROJECT_ROOT
 
@@ -23,9 +25,9 @@ BROKEN = Path(__file__).with_name("job_broken.py")
 SOON_S = 10.0
 
 
-def run_broken(launch: Launch, how: str) -> tuple[Outcome, Log]:
+def run_broken(launch: Launch, how: str, **environment: str) -> tuple[Outcome, Log]:
     broken = with_program(launch, BROKEN)
-    return run(dataclasses.replace(broken, env={**broken.env, "BROKEN": how}))
+    return run(dataclasses.replace(broken, env={**broken.env, "BROKEN": how, **environment}))
 
 
 def seconds_after(kind: str, log: Log, ended_at: float) -> float:
@@ -91,6 +93,21 @@ def test_files_that_changed_since_the_launch_are_refused(tiny_model: Path, tiny_
     [difference] = [line for line in outcome.message.splitlines() if "model: " in line]
     assert f"{right} (rank 0 on {host})" in difference
     assert "the control machine" in difference
+
+
+def test_hosts_that_tokenised_otherwise_are_named(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:
+    """The same model and data made another store on one host: exit 3 before a step, the store and both hosts named."""
+    outcome, log = run_broken(
+        plan_tiny(tiny_model, tiny_data, tmp_path, 2), "tokenises otherwise", OTHER_CACHE=str(tmp_path / "other")
+    )
+    [made] = [path for path in (tmp_path / "other" / "tokens").iterdir() if not path.name.startswith(".")]
+    theirs, host = read_index(made), os.uname().nodename
+    assert theirs is not None
+    assert outcome.exit_code == 3, outcome.message
+    assert f"  token store {made.name}: " in outcome.message
+    assert re.search(rf"\b(?!{digest_index(theirs)[:20]})[0-9a-f]{{20}} \(rank 0 on {host}\)", outcome.message)
+    assert f"{digest_index(theirs)[:20]} (rank 1 on {host})" in outcome.message
+    assert not log.of("planned")
 
 
 def test_hosts_with_other_packages_are_refused(tiny_model: Path, tiny_data: Path, tmp_path: Path) -> None:

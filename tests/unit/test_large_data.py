@@ -1,73 +1,67 @@
-"""Memory does not grow with the data: the small sibling of tests/benchmarks/large_data.py, which takes gigabytes."""
+"""Data larger than one likes in memory: the small sibling of what tests/benchmarks/large_data.py does with gigabytes."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+import random
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.benchmarks.large_data import write_samples
-from trainer.paths import PROJECT_ROOT
+from tests.benchmarks.large_data import Job, few_held_out, kill_at_random, run, write_samples
 
-SMALL, LARGE = 2_000_000, 24_000_000  # bytes
-ALLOWED_MIB = 40  # a list of the large one's samples takes more than 70
-
-PROGRAM = """
-import resource, sys
-from pathlib import Path
-from trainer.data.batch import make_batch
-from trainer.data.fill import fill_store
-from trainer.data.order import global_batch_at
-from trainer.data.formats import check_splits
-from trainer.data.store import open_store
-from trainer.workshop.prepare import prepare
-from trainer.workshop.settings import Settings
-
-what, source, out, model = sys.argv[1], *map(Path, sys.argv[2:])
-if what == "prepare":
-    prepare([source], out, Settings(skip=("length",)), num_workers=2)
-elif what == "check":
-    check_splits(out)
-elif what == "tokenise":
-    fill_store(out.with_name("tokens"), out, model, num_workers=2)
-else:
-    rows = open_store(out.with_name("tokens"), out)["train"]
-    for step in range(50):
-        make_batch([rows[int(row)] for row in global_batch_at(step, len(rows), 8, 0)])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // (1 if sys.platform == "linux" else 1024))
-"""
+SMALL, LARGE = 2_000_000, 200_000_000  # bytes
+ALLOWED_MIB = 120  # a list of the samples takes 400
+SETTINGS = ["train.steps=20", "adapter.num_layers=2", "adapter.rank=4", "train.global_batch=2", "train.eval_every=0"]
+SETTINGS += ["style.markers=[]", "style.demo_prompts=[]", "data.max_tokens=4096"]
 
 
-def peaks(folder: Path, size_bytes: int, model: Path) -> dict[str, float]:
-    """Return the peak memory in MiB of the process that does each step, on data of that size."""
+@pytest.fixture
+def scratch(tmp_path: Path) -> Iterator[Path]:
+    """Return a folder that does not outlive the test."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)
+
+
+def make_job(folder: Path, size_bytes: int, model: Path) -> Job:
+    """Return the three commands on made-up data of that size; tokens are not counted in preparing, for want of time."""
     folder.mkdir()
-    write_samples(folder / "source.jsonl", size_bytes)
-    found = {}
-    for what in ("prepare", "check", "tokenise", "train"):
-        command = [sys.executable, "-c", PROGRAM, what, str(folder / "source.jsonl"), str(folder / "out"), str(model)]
-        done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True)
-        assert done.returncode == 0, done.stderr
-        found[what] = int(done.stdout) / 1024
-    return found
+    write_samples(folder / "made-up.jsonl", size_bytes)
+    shares = [*few_held_out(size_bytes), "--skip", "length"]
+    return Job(str(folder / "made-up.jsonl"), folder, shares, [*SETTINGS, f"model.source={model}"])
 
 
-def test_twelve_times_the_data_take_no_more_memory(tmp_path: Path, tiny_model: Path) -> None:
-    """Preparing, checking, tokenising and reading batches by chance: twelve times the data, a few MiB more."""
-    small, large = peaks(tmp_path / "small", SMALL, tiny_model), peaks(tmp_path / "large", LARGE, tiny_model)
-    grown = {what: round(large[what] - small[what]) for what in small}
+def test_large_data_take_no_more_memory_and_survive_being_killed(scratch: Path, tiny_model: Path) -> None:
+    """A hundred times the data go all the way, and no process takes much more.
+
+    Preparing and tokenising, killed (SIGKILL) at random and repeated, end with the same bytes as when they were left alone.
+    """
+    small, large = (make_job(scratch / name, size, tiny_model) for name, size in (("small", SMALL), ("large", LARGE)))
+    grown, taken = {}, {}
+    for step in ("prepare", "tokenise", "train"):
+        before = max(run(small.commands()[step], small.environment)[1].mib.values())
+        taken[step], peaks, _ = run(large.commands()[step], large.environment)
+        grown[step] = round(max(peaks.mib.values()) - before)
     assert max(grown.values()) <= ALLOWED_MIB, grown
+    expected = large.digest()
+    assert len(expected) == 14
+    shutil.rmtree(large.data)
+    shutil.rmtree(large.scratch / "cache" / "tokens")
+    seed = random.randrange(1000)
+    killed = {step: kill_at_random(large, step, taken[step] / 3, 1, random.Random(seed)) for step in ("prepare", "tokenise")}
+    assert large.digest() == expected, (seed, killed)
+    assert killed == {"prepare": 1, "tokenise": 1}, seed
 
 
 def test_what_is_made_up_is_what_it_says(tmp_path: Path) -> None:
     """The size that was asked for, the same bytes for the same seed, and some rows broken, private and twice."""
     one, two = tmp_path / "one.jsonl", tmp_path / "two.jsonl"
-    write_samples(one, 9_000_000)
-    write_samples(two, 9_000_000)
+    write_samples(one, 3_000_000)
+    write_samples(two, 3_000_000)
     text = one.read_text("utf-8")
     assert text == two.read_text("utf-8")
-    assert one.stat().st_size == pytest.approx(9_000_000, rel=0.01)
+    assert one.stat().st_size == pytest.approx(3_000_000, rel=0.01)
     lines = text.splitlines()
     assert len(set(lines)) < len(lines)
     assert "@mail.org" in text

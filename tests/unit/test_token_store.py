@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import signal
@@ -20,6 +21,7 @@ from trainer.data.batch import make_batch
 from trainer.data.checked import check_data
 from trainer.data.fill import fill_store
 from trainer.data.formats import SPLITS, read_samples
+from trainer.data.prune import prune_stores
 from trainer.data.store import TokenStore, digest_index, key_store, open_store, read_index
 from trainer.data.tokens import tokenize_samples
 from trainer.errors import InputError
@@ -228,3 +230,42 @@ def test_data_that_was_gone_through_is_remembered_by_its_content(tmp_path: Path,
     (data / "train.jsonl").write_text("{}\n")
     with pytest.raises(InputError, match='has no "messages"'):
         check_data(data, cache, remembers=True)
+
+
+def make_stores(root: Path, *names: str) -> None:
+    """Make folders of 1000 bytes each, used one after the other."""
+    for age, name in enumerate(names):
+        (root / name).mkdir(parents=True)
+        (root / name / "train.tokens").write_bytes(bytes(1000))
+        os.utime(root / name, (age, age))
+
+
+def test_stores_used_longest_ago_make_room(tmp_path: Path) -> None:
+    """Above the bound the oldest go, half-made ones too, each with a word; the run's own stays though it is the oldest."""
+    make_stores(tmp_path, "own", "a", ".b", "c", "d")
+    assert list(prune_stores(tmp_path, "own", 5000)) == []
+    told = list(prune_stores(tmp_path, "own", 3 * 1000))
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"own", "c", "d"}
+    assert sorted(text.split(": ")[0] for text in told) == [str(tmp_path / ".b"), str(tmp_path / "a")]
+    assert all("of tokens of other data" in text for text in told)
+    assert len(list(prune_stores(tmp_path, "own", 10))) == 2
+    assert (tmp_path / "own" / "train.tokens").is_file()
+
+
+def test_a_store_that_is_being_made_is_left_alone(tmp_path: Path) -> None:
+    """Whoever makes or checks a store holds its lock; what is older goes instead."""
+    make_stores(tmp_path, "own", "old", ".made")
+    with (tmp_path / ".made.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert len(list(prune_stores(tmp_path, "own", 10))) == 1
+    assert {path.name for path in tmp_path.iterdir() if path.is_dir()} == {"own", ".made"}
+
+
+def test_use_makes_a_store_young(store: Path, tmp_path: Path, tiny_data: Path, tiny_model: Path) -> None:
+    """A store that is used again outlives one that was made later."""
+    make_stores(tmp_path / "later", "other")
+    (tmp_path / "later" / "other").rename(store.parent / "other")
+    os.utime(store, (0, 0))
+    os.utime(store.parent / "other", (1, 1))
+    fill_store(store, tiny_data, tiny_model)
+    assert store.stat().st_mtime > (store.parent / "other").stat().st_mtime

@@ -35,6 +35,7 @@ class Node:
     interfaces: tuple[Interface, ...]
     link_problems: tuple[str, ...]
     cables: Any = None
+    room: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -170,6 +171,7 @@ def _make_node(host: Host, answer: Mapping[str, Any]) -> Node:
         interfaces=tuple(Interface(**{**each, "addresses": tuple(each["addresses"])}) for each in answer["interfaces"]),
         link_problems=tuple(answer["link"]),
         cables=answer["cables"],
+        room=answer.get("room", {}),
     )
 
 

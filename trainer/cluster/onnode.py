@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from trainer.cluster.lock import HOST_LOCK, find_holder
 from trainer.cluster.processes import end_mentioning
+from trainer.cluster.room import read_room
 from trainer.fingerprint import hash_files
 from trainer.interfaces import Interface, find_owner, list_interfaces, read_counters
 
@@ -83,6 +84,7 @@ def survey(request: Request) -> Answer:
         "counters": read_counters(),
         "link": _check_link(request, interfaces),
         "cables": _read_cables(root),
+        "room": read_room(),
     }
 
 

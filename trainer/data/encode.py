@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
+from trainer.data.words import WordEncoder, cuts_at_spaces
 from trainer.errors import InputError
 
 Encoded = tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int64]]
@@ -40,7 +42,11 @@ def make_encoder(tokenizer: Tokenizer) -> Encoder:
     if backend is None:
         return lambda texts: (_encode_one(tokenizer, text) for text in texts)
     sizes = _measure_tokens(tokenizer, backend)
-    return lambda texts: _encode_many(backend, sizes, texts)
+    if sizes is None:
+        return lambda texts: _encode_with_offsets(backend, texts)
+    by_word = cuts_at_spaces(backend, tokenizer.added_tokens_decoder.values())
+    encode = WordEncoder(backend).encode if by_word else functools.partial(_encode_whole, backend)
+    return lambda texts: _encode_by_size(backend, encode, sizes, texts)
 
 
 def _encode_one(tokenizer: Tokenizer, text: str) -> Encoded:
@@ -48,18 +54,25 @@ def _encode_one(tokenizer: Tokenizer, text: str) -> Encoded:
     return _with_gaps(encoded["input_ids"], np.array(encoded["offset_mapping"], dtype=np.int64))
 
 
-def _encode_many(backend: Any, sizes: NDArray[np.int64] | None, texts: Sequence[str]) -> Iterator[Encoded]:
-    """Yield what `make_encoder` tells; ``sizes`` holds the bytes of each token where they are known.
+def _encode_with_offsets(backend: Any, texts: Sequence[str]) -> Iterator[Encoded]:
+    for each in backend.encode_batch(list(texts), add_special_tokens=False):
+        yield _with_gaps(each.ids, np.array(each.offsets, dtype=np.int64))
+
+
+def _encode_whole(backend: Any, texts: Sequence[str]) -> Iterator[NDArray[np.int32]]:
+    for each in backend.encode_batch_fast(list(texts), add_special_tokens=False):
+        yield np.array(each.ids, dtype=np.int32)
+
+
+def _encode_by_size(
+    backend: Any, encode: Callable[[Sequence[str]], Iterator[NDArray[np.int32]]], sizes: NDArray[np.int64], texts: Sequence[str]
+) -> Iterator[Encoded]:
+    """Yield what `make_encoder` tells; ``sizes`` holds the bytes of each token.
 
     A tokenizer takes a quarter longer when it has to keep track of characters. Where tokens are pieces of the bytes of a text,
     adding up their sizes tells the same, and the sum tells whether they are.
     """
-    if sizes is None:
-        for each in backend.encode_batch(list(texts), add_special_tokens=False):
-            yield _with_gaps(each.ids, np.array(each.offsets, dtype=np.int64))
-        return
-    for text, each in zip(texts, backend.encode_batch_fast(list(texts), add_special_tokens=False), strict=True):
-        tokens = np.array(each.ids, dtype=np.int32)
+    for text, tokens in zip(texts, encode(texts), strict=True):
         ends = np.cumsum(sizes[tokens])
         if len(ends) == 0 or ends[-1] != (len(text) if text.isascii() else len(text.encode())):
             slow = backend.encode(text, add_special_tokens=False)

@@ -68,6 +68,7 @@ def fill_store(
         index = read_index(folder)
         if index is not None:
             if not find_damage(folder, index):
+                os.utime(folder)  # the last to be removed
                 return index
             shutil.rmtree(folder)
         work = folder.parent / f".{folder.name}"

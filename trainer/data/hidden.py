@@ -37,7 +37,9 @@ def key_of(facts: Mapping[str, str]) -> str:
 class HiddenStore:
     """Entries of ``num_tokens[i]`` tokens of ``token_bytes`` bytes each. Several processes may share it."""
 
-    def __init__(self, root: Path, facts: Mapping[str, str], num_tokens: Sequence[int], token_bytes: int) -> None:
+    def __init__(
+        self, root: Path, facts: Mapping[str, str], num_tokens: Sequence[int] | NDArray[np.int64], token_bytes: int
+    ) -> None:
         """Open or make the folder of ``facts`` in ``root``; raises `OSError` if it cannot be written there."""
         self.folder = root / key_of(facts)
         self._sizes = np.asarray(num_tokens, np.int64) * token_bytes

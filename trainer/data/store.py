@@ -28,13 +28,15 @@ from trainer.fingerprint import hash_files
 
 VERSION = 1
 _CHUNK_BYTES = 1 << 22
+_CHUNK_ROWS = 1 << 16
+_MOST_TOLD = 100
 PARTS = ("tokens", "learned", "offsets")
 _TOKENIZER_STEMS = ("tokenizer", "chat_template", "special_tokens_map", "added_tokens", "vocab", "merges", "spiece")
 
 
 @dataclass(frozen=True)
 class TokenStore(Sequence[TokenRow]):
-    """One split's rows. ``offsets``: int64 [N + 1] in memory; tokens and mask stay in their files until a row is asked for."""
+    """One split's rows. ``offsets``: int64 [N + 1], as tokens and mask in a file of which only what is asked for is read."""
 
     tokens: NDArray[Any]
     learned: NDArray[np.uint8]
@@ -46,7 +48,7 @@ class TokenStore(Sequence[TokenRow]):
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens of each row, int64 [N]; touches no row."""
+        """Tokens of each row, int64 [N], 8 bytes of memory each; touches no row."""
         return np.diff(self.offsets)
 
     @property
@@ -75,16 +77,21 @@ class TokenStore(Sequence[TokenRow]):
 
     def check_lengths(self, max_tokens: int) -> None:
         """Raise `InputError` naming the file and line of every row that is longer than ``max_tokens``."""
-        long = np.flatnonzero(self.lengths > max_tokens)
-        if len(long):
-            said = [f"{self.path}:{row + 1}: {say_too_long(int(self.lengths[row]), max_tokens)}" for row in long[:100].tolist()]
-            raise tell_problems(self.path, said, len(long))
+        said: list[str] = []
+        num_long = 0
+        for start in range(0, len(self), _CHUNK_ROWS):
+            lengths = np.diff(self.offsets[start : start + _CHUNK_ROWS + 1])
+            long = np.flatnonzero(lengths > max_tokens)
+            num_long += len(long)
+            for row in long[: _MOST_TOLD - len(said)].tolist():
+                said.append(f"{self.path}:{start + row + 1}: {say_too_long(int(lengths[row]), max_tokens)}")
+        if num_long:
+            raise tell_problems(self.path, said, num_long)
 
 
-def list_lengths(rows: Sequence[TokenRow]) -> list[int]:
-    """Return the tokens of each row; of a store, without touching the rows."""
-    lengths: list[int] = rows.lengths.tolist() if isinstance(rows, TokenStore) else [len(row) for row in rows]
-    return lengths
+def lengths_of(rows: Sequence[TokenRow]) -> NDArray[np.int64]:
+    """Return the tokens of each row, int64 [N]; of a store, without touching the rows."""
+    return rows.lengths if isinstance(rows, TokenStore) else np.array([len(row) for row in rows], np.int64)
 
 
 def key_store(data_digest: str, model: Path) -> str:
@@ -142,9 +149,9 @@ def _is_of_tokenizer(path: Path) -> bool:
 def _open_split(folder: Path, split: str, index: dict[str, Any], path: Path) -> TokenStore:
     def load(part: str, dtype: str) -> NDArray[Any]:
         file = folder / f"{split}.{part}"
-        return np.memmap(file, dtype=np.dtype(dtype), mode="r") if file.stat().st_size else np.zeros(0, dtype)
+        return np.asarray(np.memmap(file, np.dtype(dtype), "r")) if file.stat().st_size else np.zeros(0, dtype)
 
-    offsets = np.fromfile(folder / f"{split}.offsets", dtype="<i8")
+    offsets = load("offsets", "<i8")
     if len(offsets) != index["rows"] + 1 or offsets[-1] != index["tokens"]:
         raise InputError(f"{folder}: is damaged; remove this folder, it will be made again")
     return TokenStore(load("tokens", index["dtype"]), load("learned", "u1"), offsets, path)

@@ -19,7 +19,7 @@ from trainer.config import RunConfig
 from trainer.data.assign import CALIBRATED_AFTER, assign_rows, settle_speeds, split_micro_batches, steps_at_once
 from trainer.data.batch import Batch, make_batch, pack_batch
 from trainer.data.order import global_batch_at
-from trainer.data.store import list_lengths
+from trainer.data.store import lengths_of
 from trainer.data.tokens import TokenRow
 from trainer.engine.frozen import FrozenTrunk
 from trainer.engine.step import StepResult
@@ -68,7 +68,7 @@ class Feed:
 
     def validation(self, tick: Callable[[int, int], None] = lambda _done, _total: None) -> tuple[int, Iterator[Batch]]:
         """Return how many micro-batches of the validation split this rank has, and them one by one."""
-        lengths = list_lengths(self._rows["valid"])
+        lengths = lengths_of(self._rows["valid"]).tolist()
         own = assign_rows(lengths, self._comm.size)[self._comm.rank]
         if self._frozen:
             self._frozen.fill("valid", own, tick)

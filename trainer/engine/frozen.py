@@ -24,7 +24,7 @@ from trainer.cluster.plan import RunPlan
 from trainer.comm.group import Comm
 from trainer.data.assign import weigh_rows
 from trainer.data.hidden import HiddenStore, check_room, key_of, prune
-from trainer.data.store import list_lengths
+from trainer.data.store import lengths_of
 from trainer.data.tokens import TokenRow
 from trainer.model.network import Network, Skip
 from trainer.model.trunk import Trunk, check_split, find_depth
@@ -213,12 +213,13 @@ def _loader(plan: RunPlan) -> Callable[[], nn.Module]:
     return load
 
 
-def _num_tokens(rows: Mapping[str, Sequence[TokenRow]]) -> list[int]:
-    return [length - 1 for split in _SPLITS for length in list_lengths(rows[split])]
+def _num_tokens(rows: Mapping[str, Sequence[TokenRow]]) -> NDArray[np.int64]:
+    """Return of each row how many tokens enter the model, int64 [N]."""
+    return np.concatenate([lengths_of(rows[split]) for split in _SPLITS]) - 1
 
 
 def _size(model: nn.Module, rows: Mapping[str, Sequence[TokenRow]]) -> int:
-    return sum(_num_tokens(rows)) * _token_bytes(model)
+    return int(_num_tokens(rows).sum()) * _token_bytes(model)
 
 
 def _token_bytes(model: nn.Module) -> int:

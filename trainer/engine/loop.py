@@ -29,7 +29,7 @@ from trainer.engine.checkpoint import Keeper
 from trainer.engine.evaluate import evaluate
 from trainer.engine.feed import Feed
 from trainer.engine.frozen import Declined, FrozenTrunk, open_trunk
-from trainer.engine.memory import peak_memory_mib
+from trainer.engine.memory import keep_little, peak_memory_mib
 from trainer.engine.optimizer import make_optimizer
 from trainer.engine.pulse import Pulse
 from trainer.engine.resume import Bookmark
@@ -39,6 +39,7 @@ from trainer.engine.step import StepResult, TrainStep
 from trainer.errors import ClusterError
 from trainer.events import Events
 from trainer.fingerprint import hash_files, hash_model
+from trainer.model import layerwise
 from trainer.model.lora import attach_adapter
 from trainer.model.network import Network
 
@@ -107,6 +108,7 @@ class Run:
 
     def _load(self) -> None:
         """Load model and data, attach the adapter, tell what will happen."""
+        keep_little()
         trust = self.config.model.trust_remote_code
         path, tokenizer_config = str(self.plan.model_path), {"trust_remote_code": trust}
         self.model, self.tokenizer = load(path, tokenizer_config=tokenizer_config, trust_remote_code=trust, lazy=True)[:2]
@@ -138,6 +140,8 @@ class Run:
         self.frozen: FrozenTrunk | None = None if isinstance(trunk, Declined) else trunk
         skipped = self.frozen.trunk.depth if self.frozen else 0
         self.network = Network(self.model, skipped=skipped, packing=speed.packing, use_kernels=speed.kernels)
+        if self.config.train.checkpointing:
+            layerwise.install_checked(self.network)
         optimizer = make_optimizer(self.config.optimizer, self.config.schedule, self.num_steps)
         self.bookmark = Bookmark(self)
         self.sentry = Sentry(self)

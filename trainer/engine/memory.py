@@ -26,6 +26,12 @@ def peak_memory_mib() -> float:
     return float(peak / 1024)
 
 
+def keep_little() -> None:
+    """Let MLX give memory back at once on a CPU, where keeping it for later saves no time."""
+    if mx.default_device().type == mx.DeviceType.cpu:
+        mx.set_cache_limit(0)
+
+
 def reset_peak() -> None:
     """Begin to count anew, where the system can; the memory that MLX keeps for later is given back first."""
     mx.clear_cache()

@@ -36,6 +36,7 @@ def prepare(config_path: Path, data: Path, events: Events) -> None:
         trust_remote_code=config.model.trust_remote_code,
         max_tokens=config.data.max_tokens,
         tick=lambda done, total: events.emit("progress", phase="tokenising", done=done, total=total),
+        tell=lambda text: events.emit("notice", text=text),
     )
     check_adapter(network, config.adapter)
     fingerprints = {"model": hash_model(model), "data": digest}

@@ -98,13 +98,19 @@ def _chunk_in_mlx(head: Head, hidden: mx.array, targets: NDArray[np.int32], need
 def _chunk_in_numpy(
     head: Head, hidden: mx.array, targets: NDArray[np.int32], needs_gradient: bool
 ) -> tuple[mx.array, mx.array]:
-    """Do the same by NumPy: its exp is many times faster than MLX's on a CPU, and its sums are pairwise, so more exact."""
-    logits = view(head(hidden))
-    top = logits.max(axis=-1, keepdims=True)
+    """Do the same by NumPy: its exp is many times faster than MLX's on a CPU, and its sums are pairwise, so more exact.
+
+    It takes and returns copies that MLX's trace does not know: what is evaluated within a trace stays in memory as long as
+    anything of the trace leads to it, and that would be the logits of all portions together. The logits, which are nobody
+    else's, turn into their gradient where they lie.
+    """
+    hidden = mx.array(view(hidden))
+    logits = head(hidden)
+    shares = view(logits)
     rows = np.arange(len(targets))
-    own = logits[rows, targets]
-    shares = logits - top
-    del logits
+    own = shares[rows, targets]
+    top = shares.max(axis=-1, keepdims=True)
+    shares -= top
     np.exp(shares, out=shares)
     sums = shares.sum(axis=-1, keepdims=True)
     loss = mx.array(float((np.log(sums) + top - own[:, None]).sum(dtype=np.float64)))
@@ -112,9 +118,7 @@ def _chunk_in_numpy(
         return loss, hidden
     shares /= sums
     shares[rows, targets] -= 1
-    back = _pull(head, hidden, mx.array(shares))
-    mx.eval(back)
-    return loss, back
+    return loss, mx.array(view(_pull(head, hidden, logits)))
 
 
 def _pull(head: Head, hidden: mx.array, gradient_SV: mx.array) -> mx.array:

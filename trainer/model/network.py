@@ -75,7 +75,7 @@ class Network:
         """Return the logits [S, V] of hidden states as `hidden` returns them."""
         with self._handling(lambda _: hidden_SH[None]):
             logits: mx.array = self.model(mx.zeros((1, 1), mx.int32))
-        return logits[0]
+        return logits.squeeze(0)  # by index, the gradient would be copied into as many zeros
 
     def logits(self, batch: Batch) -> mx.array:
         """Return the logits [S, V] at the batch's supervised positions by way of all logits: what any model can do."""

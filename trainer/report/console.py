@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from datetime import timedelta
 from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
@@ -69,6 +69,10 @@ class RunConsole:
     def say(self, text: str) -> None:
         """Print a line above the progress display."""
         self.console.print(plain_text(text), soft_wrap=True)
+
+    def show(self, what: RenderableType) -> None:
+        """Print a table above the progress display."""
+        self.console.print(what)
 
     def show_progress(self, phase: str, done: int, total: int) -> None:
         """Show how far the sending of files has come, in MiB; a line for each file set where there is no terminal."""

@@ -236,7 +236,7 @@ def parse_json(raw: bytes) -> Any:
         text = raw.decode().removesuffix("\n")
         if not text.strip():
             raise Dropped("empty-line", "the line is empty")
-        return json.loads(text, object_pairs_hook=_refuse_twice)
+        return _DECODER.decode(text)
     except UnicodeDecodeError as error:
         raise Dropped("encoding", f"is not UTF-8 text, from byte {error.start + 1} on") from error
     except json.JSONDecodeError as error:
@@ -255,9 +255,13 @@ def _refuse_twice(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return table
 
 
+_DECODER = json.JSONDecoder(object_pairs_hook=_refuse_twice)
+_ENCODER = json.JSONEncoder(ensure_ascii=False)
+
+
 def render_line(draft: Draft) -> bytes:
     """Return a conversation as a line of canonical chat JSONL."""
     row: dict[str, Any] = {"messages": [{"role": m.role, "content": m.content} for m in draft.messages]}
     row |= {"category": draft.category} if draft.category else {}
     row |= {"group": draft.group} if draft.group else {}
-    return (json.dumps(row, ensure_ascii=False) + "\n").encode()
+    return (_ENCODER.encode(row) + "\n").encode()

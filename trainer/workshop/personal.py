@@ -66,7 +66,10 @@ _PASSWORD_HINTS = ("pass", "pwd", "secret", "key", "token")
 
 def _holds(text: str, hints: tuple[str, ...]) -> bool:
     """Whether a text holds any of some words: a hundred times faster than the patterns that then look closely."""
-    return any(hint in text for hint in hints)
+    for hint in hints:  # noqa: SIM110 - half the time of any()
+        if hint in text:
+            return True
+    return False
 
 
 def find_personal(text: str, region: str = "US") -> list[Found]:

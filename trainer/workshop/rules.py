@@ -45,14 +45,13 @@ _MACHINE_HINTS = (
     "i don't",
     "as of my",
 )
-_REFUSING_HINTS = (
-    "sorry", "apolog", "unfortunately", "afraid", "can't", "cannot", "can not", "unable", "not able", "won't", "will not",
-    "decline", "polic", "guideline", "programming", "appropriate", "illegal",
-)  # fmt: skip
+_REGRET_HINTS = ("sorry", "apolog", "unfortunately", "afraid", "i can", "i am", "i'm", "i won", "i will", "i must")
+_DENIAL_HINTS = ("can't", "cannot", "can not", "unable", "not able", "won't", "will not", "decline")
+_REASON_HINTS = ("polic", "guideline", "programming", "appropriate", "illegal")
 _BOILERPLATE_HINTS = ("lorem ipsum", "cookies", "javascript", "newsletter")
 _SHORT = 80
-_SENTENCE = re.compile(
-    r"(?:(?!,? but (?:I can|you can|you could|let me|let us|here)\b)[^.!?;\n])+[.!?;]*|, but\b", re.IGNORECASE
+_SENTENCE = re.compile(  # what would end it begins with a comma or a space: nothing is looked for at other characters
+    r"(?:[^.!?;\n, ]+|(?!,? but (?:I can|you can|you could|let me|let us|here)\b)[, ])+[.!?;]*|, but\b", re.IGNORECASE
 )
 _LEAST_HELP = 12  # words beside a refusal that make it an answer
 _BOILERPLATE = re.compile(
@@ -150,13 +149,18 @@ def find_refusals(messages: Sequence[Message]) -> Iterator[Seen]:
 
 def _holds(text: str, hints: Sequence[str]) -> bool:
     """Whether a text in lower case holds any of some words: a hundred times faster than the pattern that then looks closely."""
-    return any(hint in text for hint in hints)
+    for hint in hints:  # noqa: SIM110 - half the time of any()
+        if hint in text:
+            return True
+    return False
 
 
 def _find_refusal(text: str) -> re.Match[str] | None:
     lower = text.lower()
     machine = _MACHINE.search(text) if _holds(lower, _MACHINE_HINTS) else None
-    return machine or (_find_bare_refusal(text) if _holds(lower, _REFUSING_HINTS) else None)
+    if machine or not (_holds(lower, _REASON_HINTS) or (_holds(lower, _DENIAL_HINTS) and _holds(lower, _REGRET_HINTS))):
+        return machine
+    return _find_bare_refusal(text)
 
 
 def _find_boilerplate(text: str) -> re.Match[str] | None:
