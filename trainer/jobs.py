@@ -50,6 +50,10 @@ class Claim:
     def _release(self) -> None:
         for lock in self._locks.values():
             lock.release()
+        folder = next(iter(self._locks.values())).path.parent
+        with contextlib.suppress(OSError):  # others have a lock or a run there
+            folder.rmdir()
+            folder.parent.rmdir()
 
 
 def lock_file(host: Host, runs: Path) -> Path:
