@@ -1,6 +1,6 @@
 """Locks that survive crashes: the kernel holds one for as long as the process that took it lives, and not a moment longer.
 
-The file says who that is, and stays; a file without its lock means nothing. Only the standard library is needed: nodes are
+The file says who that is; a file without its lock means nothing. Only the standard library is needed: nodes are
 asked for theirs.
 """
 
@@ -32,17 +32,27 @@ class Lock:
 
         Some patience is needed: whoever asks `find_holder` has it for a moment.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
         give_up_at = clock() + patience_s
-        while not _try(descriptor, fcntl.LOCK_EX):
+        while (descriptor := self._open()) is None:
             if clock() >= give_up_at:
-                os.close(descriptor)
                 return False
             time.sleep(_REST_S)
         self._descriptor = descriptor
         self.tell(about)
         return True
+
+    def _open(self) -> int | None:
+        """Return the locked file, None if another has it, or has just removed it."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            if _try(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
+                return descriptor
+        os.close(descriptor)
+        return None
 
     def tell(self, about: Mapping[str, Any]) -> None:
         """Write down something else about the holder."""
@@ -56,6 +66,12 @@ class Lock:
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
+
+    def remove(self) -> None:
+        """Give the lock back, if it was taken, and leave no file behind."""
+        if self._descriptor is not None:
+            self.path.unlink(missing_ok=True)
+        self.release()
 
     def __enter__(self) -> Lock:
         return self
