@@ -275,6 +275,8 @@ class Supervisor:
         if self._start_timeout_s and not self._started and not self._rank_spoke:
             said = "\n".join([f"the ranks could not be started (exit code {returncode})", *self._launcher_said])
             return Outcome(ClusterError.exit_code, said)
+        if self._beats:  # ranks say why they end; mpirun that gets SIGTERM does not
+            return Outcome(StalledError.exit_code, f"mpirun ended with exit code {returncode}: somebody or something ended it")
         return Outcome(EXIT_BUG, f"the job ended with exit code {returncode} and without a reason")
 
     def _judge_connection(self) -> Outcome:

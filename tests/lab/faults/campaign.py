@@ -30,10 +30,10 @@ from trainer.paths import PROJECT_ROOT
 from trainer.report.record import read_events
 from trainer.report.story import drop_undone
 
-STEPS = 120
+STEPS = 60
 SETTINGS = {
     "train.steps": STEPS,
-    "train.eval_every": 40,
+    "train.eval_every": 20,
     "train.compare_every": 20,
     "adapter.rank": 8,
     "speed.balance": "tokens",  # equal shares whatever else the machine does: only then are two runs equal bit by bit
@@ -79,7 +79,7 @@ class Campaign:
         """Make one run, let ``fault`` strike it at a random step, see it to its end, and judge it."""
         self.reference(num_hosts)
         chance, hosts, runs = random.Random(seed), self._yard.lab.hosts[:num_hosts], self._yard.runs()
-        result = Result(fault.name, num_hosts, step=chance.randint(3, STEPS - 30))
+        result = Result(fault.name, num_hosts, step=chance.randint(3, STEPS - 20))
         process = self._start(num_hosts, runs)
         metrics = Path()
 
