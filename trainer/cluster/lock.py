@@ -49,7 +49,7 @@ class Lock:
         except FileNotFoundError:
             return None
         with contextlib.suppress(FileNotFoundError):
-            if _try(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), os.stat(self.path)):
+            if _try(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), self.path.stat()):
                 return descriptor
         os.close(descriptor)
         return None
