@@ -280,7 +280,7 @@ def test(context: Context, args: str = "") -> None:
 
 @task(help={"args": "options, such as '--steps 20 --layers 8 -1 --plot bars.png'; '--help' lists them"})
 def bench(context: Context, args: str = "") -> None:
-    """Compare speed and memory with mlx_lm.lora on the same work."""
+    """Compare speed and memory with mlx_lm.lora."""
     with context.cd(str(ROOT)):
         _end(context.run(f"{PYTHON} -m tests.benchmarks.peers {args}", warn=True, pty=sys.stdout.isatty()))
 
@@ -308,7 +308,7 @@ def _end(code: object) -> None:
 
 
 namespace = Collection(
-    *(train, status, stop, baseline, rehearse, report, chat, fuse, provision, verify, teardown, doctor, test, lint),
+    *(train, status, stop, baseline, rehearse, report, chat, fuse, provision, verify, teardown, doctor, test, bench, lint),
     data=data,
     lab=lab,
 )

@@ -48,12 +48,12 @@ class Claim:
             lock.tell(_about_us(str(run)))
 
     def _release(self) -> None:
+        """Let go, and leave nothing behind, not even an empty folder where there was none."""
         for lock in self._locks.values():
-            lock.release()
-        folder = next(iter(self._locks.values())).path.parent
-        with contextlib.suppress(OSError):  # others have a lock or a run there
-            folder.rmdir()
-            folder.parent.rmdir()
+            lock.remove()
+            with contextlib.suppress(OSError):
+                lock.path.parent.rmdir()
+                lock.path.parent.parent.rmdir()
 
 
 def lock_file(host: Host, runs: Path) -> Path:

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -99,3 +100,26 @@ def test_a_lock_is_asked_for_without_being_taken_away(tmp_path: Path) -> None:
         assert [find_holder(path) for _ in range(3)] == [{"run": "b"}] * 3
         assert not Lock(path).take({"run": "c"}, patience_s=0)
     assert Lock(path).take({"run": "d"})
+
+
+def test_a_lock_that_is_removed_goes_to_who_waits(tmp_path: Path) -> None:
+    """Whoever waits for the file that its holder removes gets the lock on a file that others find."""
+    path = tmp_path / "locks" / "here"
+    first, second = Lock(path), Lock(path)
+    assert first.take({"who": "first"})
+    assert not second.take({"who": "second"}, patience_s=0.1)
+    waiting = threading.Thread(target=lambda: second.take({"who": "second"}, patience_s=30.0))
+    waiting.start()
+    first.remove()
+    waiting.join()
+    assert find_holder(path) == {"who": "second"}
+    assert not Lock(path).take({"who": "third"}, patience_s=0.1)
+    second.remove()
+    assert not path.exists()
+
+
+def test_a_claim_leaves_nothing_behind(tmp_path: Path) -> None:
+    """Not even the folder of runs, if it was not there."""
+    with Claim(Cluster(hosts=(HERE,)), tmp_path / "runs"):
+        assert (tmp_path / "runs").is_dir()
+    assert not (tmp_path / "runs").exists()

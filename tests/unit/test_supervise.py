@@ -822,12 +822,12 @@ def test_a_silent_host_ends_the_job(clock: SimpleNamespace) -> None:
 
     def take(event: Event) -> None:
         seen.append(event["event"])
-        clock.now += {"step": 0.9, "again": 0.9}.get(event["event"], 0.0)
+        clock.now += {"step": 0.8, "again": 0.9}.get(event["event"], 0.0)
 
     def rest(_: Line) -> None: ...
 
-    supervisor = Supervisor(take, rest, silence_s=1.0)
-    assert supervisor.run(script(BEATING), {}) == Outcome(75, "no sign of life from beta for 1 s")
+    supervisor = Supervisor(take, rest, silence_s=1.5)  # in all less than a sleep of our own, should all lines come at once
+    assert supervisor.run(script(BEATING), {}) == Outcome(75, "no sign of life from beta for 2 s")
     assert seen == ["started", "step", "again"]
 
 

@@ -1,7 +1,7 @@
 """Locks that survive crashes: the kernel holds one for as long as the process that took it lives, and not a moment longer.
 
-The file says who that is; one that a crash has left, without its lock, means nothing. Only the standard library is needed:
-nodes are asked for theirs.
+The file says who that is; a file without its lock means nothing. Only the standard library is needed: nodes are
+asked for theirs.
 """
 
 from __future__ import annotations
@@ -32,19 +32,27 @@ class Lock:
 
         Some patience is needed: whoever asks `find_holder` has it for a moment.
         """
-        self.path.parent.mkdir(parents=True, exist_ok=True)
         give_up_at = clock() + patience_s
-        while True:
-            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
-            if _try(descriptor, fcntl.LOCK_EX) and _is_still(descriptor, self.path):
-                break
-            os.close(descriptor)
+        while (descriptor := self._open()) is None:
             if clock() >= give_up_at:
                 return False
             time.sleep(_REST_S)
         self._descriptor = descriptor
         self.tell(about)
         return True
+
+    def _open(self) -> int | None:
+        """Return the locked file, None if another has it, or has just removed it."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o644)
+        except FileNotFoundError:
+            return None
+        with contextlib.suppress(FileNotFoundError):
+            if _try(descriptor, fcntl.LOCK_EX) and os.path.samestat(os.fstat(descriptor), self.path.stat()):
+                return descriptor
+        os.close(descriptor)
+        return None
 
     def tell(self, about: Mapping[str, Any]) -> None:
         """Write down something else about the holder."""
@@ -54,11 +62,16 @@ class Lock:
         os.ftruncate(self._descriptor, len(data))
 
     def release(self) -> None:
-        """Give the lock back, if it was taken, and remove its file."""
+        """Give the lock back, if it was taken."""
         if self._descriptor is not None:
-            self.path.unlink(missing_ok=True)
             os.close(self._descriptor)
             self._descriptor = None
+
+    def remove(self) -> None:
+        """Give the lock back, if it was taken, and leave no file behind."""
+        if self._descriptor is not None:
+            self.path.unlink(missing_ok=True)
+        self.release()
 
     def __enter__(self) -> Lock:
         return self
@@ -82,14 +95,6 @@ def find_holder(path: Path) -> dict[str, Any] | None:
         return {}  # it is being written
     finally:
         os.close(descriptor)
-
-
-def _is_still(descriptor: int, path: Path) -> bool:
-    """Whether ``path`` is the file that was opened: its last holder may have removed it meanwhile."""
-    try:
-        return os.path.samestat(os.fstat(descriptor), path.stat())
-    except FileNotFoundError:
-        return False
 
 
 def _try(descriptor: int, how: int) -> bool:
