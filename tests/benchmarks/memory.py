@@ -48,7 +48,7 @@ SETTINGS: tuple[tuple[int, tuple[str, ...]], ...] = (
     (1, ("adapter.num_layers=8", "speed.trunk_cache=false")),
     (1, ("adapter.num_layers=-1", "train.checkpointing=true")),
     (1, ("adapter.num_layers=8", "speed.kernels=false")),
-    (1, ("adapter.num_layers=8", "train.micro_batch=2", "model=4bit")),
+    (1, ("adapter.num_layers=8", "train.global_batch=2", "train.micro_batch=2", "model=4bit")),
     (1, ("adapter.num_layers=8", "style=on")),
 )
 
@@ -133,11 +133,11 @@ class Bench:
 
 
 def write_data(folder: Path) -> Path:
-    """Copy 64 training rows of the pirate data and eight of the other splits: as long as all, and soon done."""
+    """Copy 64 training rows of the pirate data, two to validate on and eight to answer: as long as all, and soon done."""
     folder.mkdir(parents=True)
     for split in SPLITS:
         lines = (PROJECT_ROOT / "datasets" / "pirate" / f"{split}.jsonl").read_text("utf-8").splitlines(keepends=True)
-        (folder / f"{split}.jsonl").write_text("".join(lines[: 64 if split == "train" else 8]), "utf-8")
+        (folder / f"{split}.jsonl").write_text("".join(lines[: {"train": 64, "valid": 2, "test": 8}[split]]), "utf-8")
     return folder
 
 
