@@ -41,6 +41,7 @@ def break_something() -> None:
     elif BROKEN == "tokenises otherwise":
         os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "0"  # as the first rank of another host, with a cache of its own
         rows.cache_dir = lambda: Path(os.environ["OTHER_CACHE"])
+        loop.HOST_LOCK = ".lock-of-the-other-host"
         real_make = RowMaker.make
         RowMaker.make = lambda self, samples: [TokenRow(row.tokens[::-1], row.supervised) for row in real_make(self, samples)]
     elif BROKEN == "has another mlx":
