@@ -32,6 +32,7 @@ def make_job(folder: Path, size_bytes: int, model: Path) -> Job:
     return Job(str(folder / "made-up.jsonl"), folder, shares, [*SETTINGS, f"model.source={model}"])
 
 
+@pytest.mark.timeout(1800)
 def test_large_data_take_no_more_memory_and_survive_being_killed(scratch: Path, tiny_model: Path) -> None:
     """A hundred times the data go all the way, and no process takes much more.
 
