@@ -151,6 +151,8 @@ def run(command: list[str], environment: dict[str, str], kill_after_s: float | N
         process.wait()
         return time.perf_counter() - started, peaks, False
     finally:
+        if process.stderr:
+            process.stderr.close()
         ended.set()
         watcher.join()
 

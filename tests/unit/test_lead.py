@@ -154,8 +154,11 @@ def leading(code: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, env=environment) as process:
         assert process.stdin is not None
         assert process.stdout is not None
-        process.stdin.write(order("os.write(1, b'%d\\n' % os.getpid())\n" + code).encode() + b"\n")
+        ready = 'tell("started")\n'  # from here on it answers signals
+        assert ready in code
+        process.stdin.write(order(code.replace(ready, ready + "os.write(1, b'%d\\n' % os.getpid())\n")).encode() + b"\n")
         process.stdin.flush()
+        assert b"started" in process.stdout.readline()
         yield process, int(process.stdout.readline())
         process.wait(20)
 
