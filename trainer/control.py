@@ -22,7 +22,8 @@ from trainer.jobs import show_status, stop_jobs
 from trainer.paths import PROJECT_ROOT, find_beside, runs_dir
 from trainer.report.console import RunConsole
 from trainer.report.page import try_page
-from trainer.runs import Request, complain, read_inputs, stdout, train
+from trainer.request import Request, read_inputs
+from trainer.runs import complain, stdout, train
 
 __all__ = ["Request", "at_boundary", "train"]
 

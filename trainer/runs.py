@@ -3,82 +3,36 @@
 from __future__ import annotations
 
 import dataclasses
-import json
-import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from rich.console import Console
 
-from trainer.cluster.inventory import DEFAULT_INVENTORY, Cluster, load_inventory
-from trainer.cluster.launch import NOT_YET, Again, Attach, Inputs, Watcher, execute, plan_run, prepare, read_plan
+from trainer.cluster.inventory import Cluster
+from trainer.cluster.launch import NOT_YET, Again, Attach, Inputs, Watcher, execute, plan_run, prepare
 from trainer.cluster.nodes import muster
-from trainer.cluster.plan import Launch, RunPlan
+from trainer.cluster.plan import Launch
 from trainer.cluster.rollcall import call_roll
 from trainer.cluster.room import read_room
 from trainer.cluster.several import bring_back, execute_on, find_artifacts, guess_launch, notice, plan_on, send_all
 from trainer.cluster.supervise import Line, Outcome
-from trainer.config import RunConfig
 from trainer.data.checked import check_data
-from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, InputError, StalledError
+from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, StalledError
 from trainer.events import Event
 from trainer.jobs import Claim
 from trainer.measure.fit import MemoryPlan, find_here, plan_memory
 from trainer.measure.forecast import foretell
 from trainer.onward import Onward
-from trainer.paths import PROJECT_ROOT, cache_dir, find_beside, runs_dir
-from trainer.recipe import DEFAULT_RECIPE, load_config
+from trainer.paths import cache_dir, runs_dir
 from trainer.report.console import RunConsole, plain_text, render_answers, render_summary
 from trainer.report.memory import render_memory
 from trainer.report.page import try_page
 from trainer.report.record import Record, describe_hosts
+from trainer.request import Request, compare_content, read_inputs, refuse
 
-T = TypeVar("T")
 WIDTH = 110  # of tables where there is no terminal to ask
-_HOW = ("checkpoint.", "launch.")  # settings of how a run is done, not of what comes out of it
-_BY_CONTENT = {"model.source": "model", "model.revision": "model", "data.path": "data"}  # compared by fingerprint
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for. ``resume`` names a run to go on with, True means the latest; None makes a new one."""
-
-    inventory: str = DEFAULT_INVENTORY
-    recipe: str = DEFAULT_RECIPE
-    overrides: Sequence[str] = ()
-    name: str = ""
-    allow_slow_link: bool = False
-    resume: str | bool | None = None
-    branch: bool = False
-
-
-def read_inputs(request: Request) -> Inputs:
-    """Return cluster, configuration and data folder; raises `InputError` with the problems of all three together."""
-    problems: list[str] = []
-
-    def attempt(read: Callable[[], T]) -> T | None:
-        try:
-            return read()
-        except InputError as error:
-            problems.extend(error.problems)
-            return None
-
-    again = attempt(lambda: _find_earlier(request))
-    earlier = again.plan if again else None
-    cluster = attempt(lambda: load_inventory(find_beside(_choose_inventory(request, earlier), PROJECT_ROOT)))
-    config = attempt(lambda: load_config(_choose_recipe(request, earlier), request.overrides))
-    name = attempt(lambda: _choose_name(request, earlier))
-    data = attempt(lambda: find_beside(config.data.path, PROJECT_ROOT)) if config else None
-    if data:
-        attempt(lambda: check_data(data, cache_dir(), remembers=False))
-    if cluster is None or config is None or name is None or data is None or problems:
-        raise InputError(problems)
-    if again and not again.is_branch:
-        _refuse(find_changes(again.plan.config, config), again)
-    return Inputs(cluster=cluster, config=config, data=data, name=name, again=again)
 
 
 def train(request: Request, dry_run: bool, runs: Path | None = None) -> int:
@@ -122,7 +76,7 @@ class Voyage:
             console.show(render_memory(memory))
             memory.check()
         if (again := inputs.again) and (changed := compare_content(again, self._fingerprints)):
-            _refuse(changed, again)
+            refuse(changed, again)
         self._is_under_way = False
         self.launch = self._plan(inputs)
 
@@ -186,85 +140,12 @@ def _foresee_memory(inputs: Inputs) -> int:
     return EXIT_OK
 
 
-def find_changes(before: RunConfig, now: RunConfig) -> list[str]:
-    """Return which settings differ that a run's results depend on, as "section.key: was 1, now 2"."""
-    old, new = _flatten(before), _flatten(now)
-    names = [name for name in new if not name.startswith(_HOW) and name not in _BY_CONTENT]
-    return [f"{name}: was {old.get(name)}, now {new[name]}" for name in names if old.get(name) != new[name]]
-
-
-def compare_content(again: Again, fingerprints: dict[str, str]) -> list[str]:
-    """Return what is not what the earlier run had: the model in any case, the data unless the run branches off."""
-    old = again.plan.fingerprints
-    names = ["model"] if again.is_branch else ["model", "data"]
-    return [f"{name}: was {old[name][:12]}, now {fingerprints[name][:12]}" for name in names if old[name] != fingerprints[name]]
-
-
-def _refuse(changed: list[str], again: Again) -> None:
-    if changed:
-        told = "\n".join(f"  {text}" for text in changed)
-        remedy = "" if again.is_branch else "; put it back, or start a new run from its newest checkpoint with --branch"
-        raise InputError(f"{again.folder}: cannot go on, for something has changed{remedy}:\n{told}")
-
-
-def _find_earlier(request: Request) -> Again | None:
-    """Return the run to go on with, None for a new one; raises `InputError` if there is none, or nothing is left to do."""
-    if request.resume is None or request.resume is False:
-        if request.branch:
-            raise InputError("--branch: needs --resume RUN, the run to branch off from")
-        return None
-    name = request.resume if isinstance(request.resume, str) else "latest"
-    folder = find_beside(name, runs_dir()).resolve()
-    plan = read_plan(folder)
-    if not request.branch and read_exit_code(folder) == EXIT_OK:
-        raise InputError(f"{folder}: has ended well, there is nothing to go on with; --branch starts a new run from its end")
-    return Again(folder=folder, plan=plan, is_branch=request.branch)
-
-
-def read_exit_code(folder: Path) -> int | None:
-    """Return how a run ended, None while it has not."""
-    try:
-        code = json.loads((folder / "summary.json").read_text("utf-8"))["exit_code"]
-    except (OSError, ValueError, LookupError, TypeError):
-        return None
-    return code if isinstance(code, int) else None
-
-
-def _choose_inventory(request: Request, earlier: RunPlan | None) -> str:
-    return earlier.inventory if earlier and earlier.inventory and request.inventory == DEFAULT_INVENTORY else request.inventory
-
-
-def _choose_recipe(request: Request, earlier: RunPlan | None) -> str | Path:
-    return earlier.run_dir / "config.toml" if earlier and request.recipe == DEFAULT_RECIPE else request.recipe
-
-
-def _choose_name(request: Request, earlier: RunPlan | None) -> str:
-    if request.name:
-        return _check_name(request.name)
-    return earlier.name if earlier else _name_after(request.recipe)
-
-
-def _flatten(config: RunConfig) -> dict[str, object]:
-    return {f"{section}.{key}": value for section, table in config.as_dict().items() for key, value in table.items()}
-
-
 def _guess_launch(inputs: Inputs, runs: Path) -> Launch:
     """Return the launch as far as it is known without asking any host or fetching anything."""
     unknown = {"model": NOT_YET, "data": NOT_YET}
     if inputs.cluster.is_local:
         return plan_run(inputs, Path(NOT_YET), unknown, runs)
     return guess_launch(inputs, Path(NOT_YET), unknown, runs)
-
-
-def _check_name(name: str) -> str:
-    if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,63}", name):
-        raise InputError(f"--name {json.dumps(name)}: use up to 64 letters, digits, '-', '_' and '.'; it names a folder")
-    return name
-
-
-def _name_after(recipe: str) -> str:
-    """Return a run's name made of its recipe's, with what a folder should not have in its name left out."""
-    return re.sub(r"[^A-Za-z0-9_-]+", "-", Path(recipe).stem).strip("-")[:64] or "run"
 
 
 def stdout() -> Console:

@@ -53,7 +53,7 @@ class Again:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What a run needs, read and checked: see `trainer.runs.read_inputs`."""
+    """What a run needs, read and checked: see `trainer.request.read_inputs`."""
 
     cluster: Cluster
     config: RunConfig
