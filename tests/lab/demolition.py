@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import shutil
 import subprocess
@@ -9,6 +11,7 @@ from pathlib import Path
 
 from tests.lab import places, system
 from tests.lab.cgroups import Groups
+from tests.lab.network import unplug_control
 from tests.lab.places import STATE
 from tests.lab.system import LabError
 
@@ -24,6 +27,7 @@ def take_down(name: str) -> None:
     for group in _groups(name):
         if group.is_frozen():
             group.freeze(stopped=False)
+    _unplug(name)
     _end_processes(name)
     system.unmount_under(STATE / name)
     for group in _groups(name):
@@ -50,6 +54,12 @@ def _processes(name: str) -> list[int]:
     spaces = {inode for pid in pids if (inode := system.namespace(pid, "net"))}
     controls = system.with_mount_of(Path(STATE.name, name, "control-ssh"))
     return sorted({*pids, *system.within("net", spaces), *controls} - {os.getpid()})
+
+
+def _unplug(name: str) -> None:
+    """Take this machine off the laboratory's network; what crashed before it wrote its state never was on one."""
+    with contextlib.suppress(OSError, ValueError, LookupError):
+        unplug_control(json.loads((STATE / name / "state.json").read_text())["number"])
 
 
 def _end_processes(name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import zlib
@@ -27,7 +28,7 @@ class Switch:
     @property
     def uplink(self) -> str:
         """Return the name of the interface by which this machine is on the management network."""
-        return f"flotilla{self.number}"
+        return uplink_of(self.number)
 
     def wire_up(self) -> None:
         """Make both bridges and connect this machine with the slow one."""
@@ -71,6 +72,20 @@ class Switch:
         if namespace(self.pid, "net") in (None, namespace("self", "net")):
             raise LabError("the laboratory's switch is gone; take the laboratory down and up again")
         return run(["nsenter", "-t", str(self.pid), "-n", *argv], stdin=stdin)
+
+
+def uplink_of(number: int) -> str:
+    """Return the name of the interface by which this machine is on the management network of laboratory ``number``."""
+    return f"flotilla{number}"
+
+
+def unplug_control(number: int) -> None:
+    """Take this machine off a laboratory's management network, where it is on it.
+
+    The kernel removes a dead switch's interfaces as well, but when it gets to it.
+    """
+    with contextlib.suppress(LabError):
+        run(["ip", "link", "delete", uplink_of(number)])
 
 
 def start_switch(number: int, marker: str) -> Switch:
