@@ -21,7 +21,8 @@ reduced     world_size, correct, seconds: the result of `python -m trainer allre
 measured    what ("host", "job", "link", "all_reduce") and its figures: see trainer.measure.baseline
 rehearsed   world_size, step_s, comm_s (lists, one number a step)
 checkpoint  step, size_bytes, seconds (to write it), path: on the disk of rank 0's host
-resumed     step, attempt, path: the run goes on after that step
+resumed     step, attempt, path: the run goes on after that step. told: events of the steps before it, which the control
+            machine may not have heard; `trainer.report.record` puts them into metrics.jsonl instead
 skipped     step, loss, grad_norm, ranks (whose share was not finite), samples (counted from 1): a step that was not applied
 saved       what, path: an adapter is on disk
 done        the summary: steps, losses, throughput, peak memory
@@ -53,9 +54,17 @@ class Events:
         self._clock = clock
         self._lock = threading.Lock()
 
+    def make(self, kind: str, **fields: Any) -> Event:
+        """Return an event of this rank, of now."""
+        return {"event": kind, "rank": self.rank, "time": round(self._clock(), 3), **fields}
+
     def emit(self, kind: str, **fields: Any) -> None:
-        """Write one event and flush, so that it leaves the process even if that is its last act."""
-        line = json.dumps({"event": kind, "rank": self.rank, "time": round(self._clock(), 3), **fields})
+        """Make an event and write it."""
+        self.write(self.make(kind, **fields))
+
+    def write(self, event: Event) -> None:
+        """Write an event and flush, so that it leaves the process even if that is its last act."""
+        line = json.dumps(event)
         with self._lock:  # heartbeats come from a thread of their own
             self._stream.write(line + "\n")
             self._stream.flush()

@@ -18,7 +18,7 @@ from rich.console import Console
 from trainer.cluster.supervise import Line, Outcome
 from trainer.events import Event
 from trainer.report.console import RunConsole, describe_step, plain_text, render_answers, render_summary
-from trainer.report.record import Record, summarise, to_json
+from trainer.report.record import Record, drop_undone, read_events, summarise, to_json
 
 HOSTILE = "[bold]aye[/x] [/] [link=x]\\[red] :skull: {x} \x1b[31mred\x1b[0m\x1b]0;title\x07\x1b[2J\x08\x00\x9b31m\x7f\rend"
 HARMLESS = "[bold]aye[/x] [/] [link=x]\\[red] :skull: {x} red31mend"
@@ -440,6 +440,21 @@ def test_a_run_goes_on_in_its_folder(tmp_path: Path) -> None:
     told = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
     assert [event.get("step", event["event"]) for event in told] == [1, "ended", 2, "ended"]
     assert (tmp_path / "logs/rank-0.log").read_text() == "1\n2\n"
+
+
+def test_steps_that_nobody_heard_of(tmp_path: Path) -> None:
+    """What a resumed run tells of steps that are missing, or were taken back, comes before; what is known is not repeated."""
+    again = {**STARTED, "event": "resumed", "step": 1}
+    record = Record(tmp_path)
+    for event in (step(1), step(2), step(3), again, step(2)):
+        record.on_event(event)
+    second, third, fourth = ({**step(number), "loss": 9.0} for number in (2, 3, 4))
+    told = [second, third, {**third, "event": "validated"}, fourth]
+    record.on_event({**again, "step": 4, "told": told})
+    record.finish(Outcome(0))
+    events = read_events(tmp_path / "metrics.jsonl")[:-1]
+    assert events == [step(1), step(2), step(3), again, step(2), *told[1:], {**again, "step": 4}]
+    assert [event for event in drop_undone(events) if event["event"] == "step"] == [step(1), step(2), third, fourth]
 
 
 def test_summary_is_written_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -88,6 +88,7 @@ class Supervisor:
         self._process: subprocess.Popen[bytes] | None = None
         self._rank_spoke = False
         self._is_led = False
+        self._is_loss_known = False
         self._lost: str | None = None  # the host whose rank another one has lost, "" if it is not known
         self._launcher_said: deque[str] = deque(maxlen=_QUOTED_LINES)
 
@@ -108,7 +109,10 @@ class Supervisor:
                 if self._interrupts:
                     self._end(process)  # the interruption came while the process was being made
                 self._follow(process)
-                return self._judge(process.wait())
+                outcome = self._judge(process.wait())
+                if self._started and outcome.exit_code == StalledError.exit_code:
+                    self._announce_loss(outcome.message)
+                return outcome
             finally:
                 _kill(process)
 
@@ -188,7 +192,7 @@ class Supervisor:
                 if self._started
                 else "stopping"
             )
-            self._on_event({"event": "notice", "rank": 0, "time": time.time(), "text": text})
+            self._notice(text)
 
     def _watch_time(self, process: subprocess.Popen[bytes], late_at: float) -> None:
         """End a job that is late to start, kill one that was told to end and has not."""
@@ -211,9 +215,19 @@ class Supervisor:
             names = " and ".join(sorted(silent))
             message = f"no sign of life from {names} for {self._silence_s:.0f} s"
             self._error = self._error or {"message": message, "exit_code": StalledError.exit_code}
+            self._announce_loss(message)
             self._end(process)
             if len(silent) == len(self._beats):  # the launcher's own host among them: it will not obey
                 self._kill_at = now + _TICK_S
+
+    def _announce_loss(self, message: str) -> None:
+        """Say at once that something is lost: to end all ranks and to ask all hosts takes seconds."""
+        if not self._is_loss_known:
+            self._is_loss_known = True
+            self._notice(f"{message}; ending what is left of the run")
+
+    def _notice(self, text: str) -> None:
+        self._on_event({"event": "notice", "rank": 0, "time": time.time(), "text": text})
 
     def _take_all(self, lines: Sequence[bytes], from_stdout: bool) -> None:
         for raw in lines:

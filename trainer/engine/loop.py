@@ -26,6 +26,7 @@ from trainer.data.order import steps_per_epoch
 from trainer.engine.adapters import load_adapter, save_adapter
 from trainer.engine.answers import answer_many, answer_prompts, share_in_style
 from trainer.engine.checkpoint import Keeper
+from trainer.engine.diary import Diary
 from trainer.engine.evaluate import evaluate
 from trainer.engine.feed import Feed
 from trainer.engine.frozen import Declined, FrozenTrunk, open_trunk
@@ -74,6 +75,7 @@ class Run:
         self.comm = comm
         self.events = events
         self.progress = Progress()
+        self.diary = Diary()
         self._should_stop = should_stop
 
     def execute(self, threads: int) -> None:
@@ -330,9 +332,12 @@ class Run:
         return lambda done, total: self.tell("progress", phase=phase, done=done, total=total)
 
     def tell(self, kind: str, **fields: Any) -> None:
+        """Tell of what is the same on all ranks, on the first one."""
         self.pulse.note(kind)
+        event = self.events.make(kind, **fields)
+        self.diary.note(event)
         if self.comm.rank == 0:
-            self.events.emit(kind, **fields)
+            self.events.write(event)
 
 
 def agree_on(plan: RunPlan, comm: Comm) -> dict[str, str]:

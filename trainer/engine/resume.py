@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import socket
+import time
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -54,12 +55,14 @@ class Bookmark:
             run.tell("notice", text=f"passed over a damaged checkpoint: {problem}")
         if found is None:
             run.tell("notice", text=f"{source}: has no checkpoint on any host; the run begins again")
-        run.tell("resumed", step=step, attempt=run.plan.attempt, path=str(found.folder) if found else "")
+        is_own = source == run.plan.run_dir
+        told = found.facts.get("told", []) if found and is_own else []
+        run.tell("resumed", step=step, attempt=run.plan.attempt, path=str(found.folder) if found else "", told=told)
         if found is None:
             return False
         restore_state(run.model, run.step.optimizer, load_state(found))
         run.progress = type(run.progress)(**found.facts["progress"])
-        if source == run.plan.run_dir:  # a branch may have other data, and deals out anew
+        if is_own:  # a branch may have other data, and deals out anew
             run.feed.restore(found.facts["feed"])
             self._keeper.go_on_from(step)
         self._restore_best(load_best(found))
@@ -94,8 +97,10 @@ class Bookmark:
             "software": run.software,
             "world_size": run.comm.size,
             "attempt": run.plan.attempt,
+            "told": run.diary.pages(),
         }
         self._keeper.save(run.progress.steps_done, collect_state(run.model, run.step.optimizer), facts, run.progress.best_step)
+        run.diary.forget(run.progress.steps_done, time.time())
 
     def tell(self) -> None:
         """Tell what has become of checkpoints since the last time; a host whose disk is full speaks for itself."""

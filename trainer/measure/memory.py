@@ -8,7 +8,8 @@ trunk), the adapter, AdamW's two moments, gradients, and what the backward pass 
     for each adapted layer and token      6 H + 4 Q + 3 K + 3 I numbers        with the kernels for a CPU
     for each adapted layer and sample     heads x length^2 numbers             the attention's weights
 
-with H the hidden size, Q and K all queries and keys of a token, I the width of the MLP. MLX's own operations keep more
+with H the hidden size, Q and K all queries and keys of a token, I the width of the MLP. Where all products of a layer are
+adapted, the kernels compute both norms (2 H) and the gate's product (I) again instead. MLX's own operations keep more
 (`_MLX_TOKEN`), attend over the whole packed row, and an adapter on a quantised layer keeps two more of its outputs. Under
 ``train.checkpointing`` all of it exists for one layer at a time, and H numbers for each
 layer. docs/benchmarks.md compares the result with measured peaks.
@@ -17,7 +18,7 @@ layer. docs/benchmarks.md compares the result with measured peaks.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +39,11 @@ _MLX_TOKEN = 1.2  # times what the kernels keep of a token
 _MLX_SCORES = 3  # arrays of one layer's scores that exist besides, for a moment
 _SLACK = 1.05  # what the allocator cannot give back
 _LOOKED_AT = 512  # steps
+_AGAIN: tuple[tuple[set[str], Callable[[Anatomy], int]], ...] = (  # products that are fed by it, what is computed again
+    ({"q_proj", "k_proj", "v_proj"}, lambda anatomy: anatomy.hidden),
+    ({"gate_proj", "up_proj"}, lambda anatomy: anatomy.hidden),
+    ({"gate_proj", "up_proj", "down_proj"}, lambda anatomy: anatomy.inner),
+)
 Way = dict[str, dict[str, Any]]  # settings by section and key
 
 
@@ -157,6 +163,7 @@ def _activations(anatomy: Anatomy, config: RunConfig, batch: Sequence[int], has_
     tokens, layers = sum(batch), adapted_layers(anatomy, config)
     squares = tokens**2 if config.speed.packing and not has_kernels else sum(length**2 for length in batch)
     per_token = _token_numbers(anatomy) * (1.0 if has_kernels else _MLX_TOKEN)
+    per_token -= _computed_again(anatomy, config) if has_kernels else 0
     if anatomy.is_quantized:
         per_token += 2 * sum(outputs for _, outputs in _adapted(anatomy, config))
     scores = squares * anatomy.heads
@@ -174,6 +181,14 @@ def _activations(anatomy: Anatomy, config: RunConfig, batch: Sequence[int], has_
 def _token_numbers(anatomy: Anatomy) -> int:
     """Return the numbers that a layer keeps of a token for its gradient, with the kernels."""
     return 6 * anatomy.hidden + 4 * anatomy.queries + 3 * anatomy.keys + 3 * anatomy.inner
+
+
+def _computed_again(anatomy: Anatomy, config: RunConfig) -> int:
+    """Return the numbers of these that need not be kept: see `trainer.model.kernels.find_thrifty`."""
+    if config.adapter.kind != "lora" or config.adapter.dropout or anatomy.is_quantized:
+        return 0
+    adapted = {key.rpartition(".")[2] for key in config.adapter.keys or anatomy.linear if key in anatomy.linear}
+    return sum(size(anatomy) for products, size in _AGAIN if products <= adapted)
 
 
 def _loss_bytes(anatomy: Anatomy, config: RunConfig, tokens: int, has_kernels: bool) -> int:

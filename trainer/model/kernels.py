@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import mlx.core as mx
@@ -22,9 +22,13 @@ import numpy as np
 from mlx_lm.tuner.lora import LoRALinear
 from numpy.typing import NDArray
 
+from trainer.model.pending import Floats, Pending, ghost_like
 from trainer.model.segments import PackedOffset, Segments
 
-Floats = NDArray[np.float32]
+_FED_BY_NORMS = (
+    ("input_layernorm", "self_attn", ("q_proj", "k_proj", "v_proj")),
+    ("post_attention_layernorm", "mlp", ("gate_proj", "up_proj")),
+)
 
 
 def view(array: mx.array) -> Floats:
@@ -46,6 +50,28 @@ def install(model: nn.Module) -> None:
             setattr(home, name, kind(original))
 
 
+def find_thrifty(layers: Sequence[nn.Module]) -> list[tuple[nn.Module, type]]:
+    """Return the norms and MLPs of ``layers`` whose output, or product, need not be kept, each with the class that saves it.
+
+    That is so where only adapted products of ours are fed by it. Names do not tell all of it: who puts the classes in tries
+    whether the model still computes the same.
+    """
+    found: list[tuple[nn.Module, type]] = []
+    for layer in layers:
+        for norm, part, products in _FED_BY_NORMS:
+            fed = getattr(layer, part, None)
+            if type(getattr(layer, norm, None)) is FastRMSNorm and _are_ours(fed, products):
+                found.append((getattr(layer, norm), ThriftyRMSNorm))
+        mlp = getattr(layer, "mlp", None)
+        if type(mlp) not in _GATED.values() and _are_ours(mlp, ("gate_proj", "up_proj", "down_proj")):
+            found.append((mlp, gated(type(mlp))))
+    return found
+
+
+def _are_ours(module: nn.Module | None, names: tuple[str, ...]) -> bool:
+    return all(type(getattr(module, name, None)) is FastLoRALinear for name in names)
+
+
 def can_install(model: nn.Module) -> bool:
     """Whether the kernels apply: MLX computes on a CPU, and in float32."""
     weights = [module.weight for module in model.modules() if isinstance(module, nn.RMSNorm)]
@@ -65,12 +91,19 @@ class FastRMSNorm(nn.RMSNorm):  # type: ignore[misc]
 
     def __call__(self, x: mx.array) -> mx.array:
         """Return the normalised ``x``; the weight is frozen."""
+        return cast(mx.array, self._run(x, lambda: mx.array(self._normalise(x))))
+
+    def _normalise(self, x: mx.array) -> Floats:
+        numbers = view(x)
+        return np.asarray(numbers * _inverse_rms(numbers, self.eps) * view(self.weight))
+
+    def _run(self, x: mx.array, result: Callable[[], mx.array]) -> Any:
+        """Return ``result`` as what has come of ``x``, with its gradient."""
         weight, eps = view(self.weight), self.eps
 
         @mx.custom_function
-        def forward(x: mx.array) -> mx.array:
-            numbers = view(x)
-            return mx.array(numbers * _inverse_rms(numbers, eps) * weight)
+        def forward(_: mx.array) -> mx.array:
+            return result()
 
         @forward.vjp
         def _backward(x: mx.array, ct: mx.array, _: mx.array) -> mx.array:
@@ -82,7 +115,15 @@ class FastRMSNorm(nn.RMSNorm):  # type: ignore[misc]
             pulled *= inverse
             return mx.array(pulled)
 
-        return cast(mx.array, forward(x))
+        return forward(x)
+
+
+class ThriftyRMSNorm(FastRMSNorm):
+    """The same, but its output is computed where it is needed and kept nowhere."""
+
+    def __call__(self, x: mx.array) -> Pending:  # type: ignore[override]
+        """Return what stands for the normalised ``x``."""
+        return Pending(self._run(x, lambda: ghost_like(x)), lambda: self._normalise(x))
 
 
 def _inverse_rms(x: Floats, eps: float) -> Floats:
@@ -142,14 +183,15 @@ def _rotate_pairs(x: Floats, cos: Floats, sin: Floats) -> Floats:
 class FastLoRALinear(LoRALinear):  # type: ignore[misc]
     """``x W^T + bias + scale (x A) B`` in one piece (Hu et al., 2021): no passes over the sum, nothing of it kept."""
 
-    def __call__(self, x: mx.array) -> mx.array:
+    def __call__(self, x: mx.array | Pending) -> mx.array:
         """Return the layer's output; gradients go to ``x``, ``lora_a`` and ``lora_b``, the rest is frozen."""
+        read, x = (_reader(x), x.ghost) if isinstance(x, Pending) else (view, x)
         weight, scale = view(self.linear.weight), np.float32(self.scale)
         bias = view(self.linear.bias) if "bias" in self.linear else None
 
         @mx.custom_function
         def forward(x: mx.array, a: mx.array, b: mx.array) -> mx.array:
-            flat = view(x).reshape(-1, x.shape[-1])
+            flat = read(x).reshape(-1, x.shape[-1])
             out = flat @ weight.T
             out += ((flat @ view(a)) * scale) @ view(b)
             if bias is not None:
@@ -158,7 +200,7 @@ class FastLoRALinear(LoRALinear):  # type: ignore[misc]
 
         @forward.vjp
         def _backward(primals: tuple[mx.array, ...], ct: mx.array, _: mx.array) -> tuple[mx.array, ...]:
-            x, a, b = (view(each) for each in primals)
+            x, a, b = read(primals[0]), view(primals[1]), view(primals[2])
             flat, pulled = x.reshape(-1, x.shape[-1]), view(ct).reshape(-1, ct.shape[-1])
             low = (pulled @ b.T) * scale
             back = pulled @ weight
@@ -168,29 +210,69 @@ class FastLoRALinear(LoRALinear):  # type: ignore[misc]
         return cast(mx.array, forward(x, self.lora_a, self.lora_b))
 
 
+def _reader(pending: Pending) -> Callable[[mx.array], Floats]:
+    """Return what reads the numbers that a ghost stands for."""
+    return lambda _: pending.numbers()
+
+
 class Swiglu:
-    """``silu(gate) * x`` (Shazeer, 2020); numbers of another type than float32 go to mlx_lm's own function."""
+    """``silu(gate) * x`` (Shazeer, 2020); numbers of another type than float32 go to mlx_lm's own function.
+
+    While ``saves`` is set, what feeds a product of ours, the result is kept nowhere.
+    """
+
+    saves = False
 
     def __init__(self, original: Callable[..., mx.array]) -> None:
         self._original = original
 
-    def __call__(self, gate: mx.array, x: mx.array) -> mx.array:
+    def __call__(self, gate: mx.array, x: mx.array) -> mx.array | Pending:
         """Return the product, of the shape of both."""
-        return cast(mx.array, _swiglu(gate, x)) if gate.dtype == mx.float32 else self._original(gate, x)
+        if gate.dtype != mx.float32:
+            return self._original(gate, x)
+        if Swiglu.saves:
+            return Pending(cast(mx.array, _swiglu_ghost(gate, x)), lambda: _gate(gate, x))
+        return cast(mx.array, _swiglu(gate, x))
 
 
-@mx.custom_function
-def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
+_GATED: dict[type, type] = {}
+
+
+def gated(kind: type) -> type:
+    """Return a subclass of an MLP's class that keeps nothing of the product of its gate."""
+
+    class Gated(kind):  # type: ignore[misc]
+        def __call__(self, x: Any) -> mx.array:
+            Swiglu.saves = True
+            try:
+                return cast(mx.array, kind.__call__(self, x))
+            finally:
+                Swiglu.saves = False
+
+    Gated.__name__ = Gated.__qualname__ = kind.__name__
+    return _GATED.setdefault(kind, Gated)
+
+
+def _gate(gate: mx.array, x: mx.array) -> Floats:
     numbers = view(gate)
     with np.errstate(over="ignore"):
         out = np.exp(-numbers)
     out += 1
     np.divide(numbers, out, out=out)
     out *= view(x)
-    return mx.array(out)
+    return out
 
 
-@_swiglu.vjp
+@mx.custom_function
+def _swiglu(gate: mx.array, x: mx.array) -> mx.array:
+    return mx.array(_gate(gate, x))
+
+
+@mx.custom_function
+def _swiglu_ghost(gate: mx.array, _: mx.array) -> mx.array:
+    return ghost_like(gate)
+
+
 def _swiglu_vjp(primals: tuple[mx.array, mx.array], ct: mx.array, _: mx.array) -> tuple[mx.array, mx.array]:
     gate, x, pulled = view(primals[0]), view(primals[1]), view(ct)
     with np.errstate(over="ignore"):
@@ -203,6 +285,10 @@ def _swiglu_vjp(primals: tuple[mx.array, mx.array], ct: mx.array, _: mx.array) -
     slope *= pulled
     silu *= pulled
     return mx.array(slope), mx.array(silu)
+
+
+_swiglu.vjp(_swiglu_vjp)
+_swiglu_ghost.vjp(_swiglu_vjp)
 
 
 class Attention:

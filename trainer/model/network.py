@@ -57,6 +57,8 @@ class Network:
             kernels.install(model)
         self.is_selective = self._install() and self._selects()
         self.is_packable = packing and self.is_selective and self._packs()
+        if self.has_kernels and self.is_selective:
+            self._save_memory()
 
     def hidden(self, batch: Batch) -> mx.array:
         """Return the hidden states [S, H] that the head gets at the batch's supervised positions."""
@@ -148,14 +150,27 @@ class Network:
 
     def _selects(self) -> bool:
         """Whether selecting before the head gives what selecting after it gives, on four tokens."""
-        batch = Batch(
-            np.array([[1, 2, 3, 4]], np.int32), np.array([1, 3], np.int32), np.array([0, 0], np.int32), 4, is_probe=True
-        )
+        batch = _probe()
         self.is_selective = True
         try:
             return _is_close(self.head(self.hidden(batch)), self.logits(batch))
         except (ValueError, TypeError, AttributeError, IndexError, KeyError):
             return False
+
+    def _save_memory(self) -> None:
+        """Let adapted layers keep nothing that is cheap to compute again, if the model then gives what it gave before."""
+        thrifty = kernels.find_thrifty(self.layers)
+        batch = _probe()
+        before, classes = self.hidden(batch), [type(module) for module, _ in thrifty]
+        for module, kind in thrifty:
+            module.__class__ = kind
+        try:
+            is_same = _is_close(self.hidden(batch), before)
+        except (ValueError, TypeError, AttributeError, IndexError, KeyError):
+            is_same = False
+        if not is_same:
+            for (module, _), kind in zip(thrifty, classes, strict=True):
+                module.__class__ = kind
 
     def _packs(self) -> bool:
         """Whether two samples in one row give what each gives alone."""
@@ -169,6 +184,11 @@ class Network:
             return _is_close(packed, mx.concatenate(alone))
         except (ValueError, TypeError, AttributeError, IndexError, KeyError):
             return False
+
+
+def _probe() -> Batch:
+    """Return four tokens to try a model with, two of them learned from."""
+    return Batch(np.array([[1, 2, 3, 4]], np.int32), np.array([1, 3], np.int32), np.array([0, 0], np.int32), 4, is_probe=True)
 
 
 def _is_close(one: mx.array, other: mx.array) -> bool:

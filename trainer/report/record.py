@@ -6,6 +6,7 @@ import json
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -16,6 +17,7 @@ from trainer.events import Event
 from trainer.measure.forecast import Forecast
 
 METRICS = "metrics.jsonl"
+_OF_STEPS = ("step", "validated", "checkpoint", "skipped")
 _ESCAPE = "backslashreplace"  # for what UTF-8 cannot hold, half of a pair of surrogates; in JSON it is an escape as well
 
 
@@ -35,7 +37,14 @@ class Record:
             self._events["answered"] = before[-1:]
 
     def on_event(self, event: Event) -> None:
-        """Append the event to ``metrics.jsonl`` and remember it for the summary."""
+        """Append the event to ``metrics.jsonl`` and remember it for the summary.
+
+        A run that goes on may tell of steps that nobody heard of, because this machine was gone: they come before.
+        """
+        if event["event"] == "resumed":
+            event = dict(event)
+            for missed in self._find_missed(event.pop("told", [])):
+                self.on_event(missed)
         self._events.setdefault(event["event"], []).append(event)
         self._append(self.run_dir / METRICS, to_json(event))
 
@@ -60,6 +69,11 @@ class Record:
             file.close()
         summary: dict[str, Any] = json.loads(text)
         return summary
+
+    def _find_missed(self, told: Sequence[Event]) -> list[Event]:
+        """Return the events of ``told`` that are not in ``metrics.jsonl``, or were but have been undone."""
+        known = {(event["event"], event.get("step")) for event in drop_undone(read_events(self.run_dir / METRICS))}
+        return [event for event in told if (event["event"], event["step"]) not in known]
 
     def _append(self, path: Path, text: str) -> None:
         if path not in self._files:
@@ -97,6 +111,21 @@ def read_events(path: Path) -> list[Event]:
     except FileNotFoundError:
         return []
     return [event for event in map(_parse, lines) if event is not None]
+
+
+def drop_undone(events: Sequence[Event]) -> list[Event]:
+    """Return the events without those of steps that a run took back when it went on from an earlier one."""
+    kept: list[Event] = []
+    for event in events:
+        if event["event"] == "resumed" and is_number(event.get("step")):
+            kept = [each for each in kept if not _is_after(each, event["step"])]
+        kept.append(event)
+    return kept
+
+
+def _is_after(event: Event, step: float) -> bool:
+    """Whether an event is of a step later than ``step``."""
+    return event["event"] in _OF_STEPS and is_number(event.get("step")) and bool(event["step"] > step)
 
 
 def _parse(line: str) -> Event | None:

@@ -19,10 +19,9 @@ from trainer.cluster.supervise import Outcome
 from trainer.errors import EXIT_INTERRUPTED, InputError
 from trainer.events import Event
 from trainer.measure.store import find_matching, read_baseline
-from trainer.report.record import is_number, read_events, summarise
+from trainer.report.record import drop_undone, is_number, read_events, summarise
 
 State = Literal["done", "failed", "interrupted", "unfinished"]
-_OF_STEPS = ("step", "validated", "checkpoint", "skipped")
 _NUMBERS = ("step", "loss", "learning_rate", "grad_norm", "tokens", "supervised", "step_s", "comm_s", "wait_s")
 
 
@@ -97,16 +96,6 @@ def read_story(folder: Path) -> Story:
         began_at=times[0],
         told_at=times[-1],
     )
-
-
-def drop_undone(events: Sequence[Event]) -> list[Event]:
-    """Return the events without those of steps that a run took back when it went on from an earlier one."""
-    kept: list[Event] = []
-    for event in events:
-        if event["event"] == "resumed" and is_number(event.get("step")):
-            kept = [each for each in kept if each["event"] not in _OF_STEPS or not _number(each.get("step")) > event["step"]]
-        kept.append(event)
-    return kept
 
 
 def _read_step(event: Event) -> Step | None:

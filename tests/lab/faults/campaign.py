@@ -27,8 +27,7 @@ from tests.lab.shipyard import Shipyard, wait_until_empty
 from trainer.cluster.lock import HOST_LOCK, find_holder
 from trainer.jobs import find_jobs
 from trainer.paths import PROJECT_ROOT
-from trainer.report.record import read_events
-from trainer.report.story import drop_undone
+from trainer.report.record import drop_undone, read_events
 
 STEPS = 60
 SETTINGS = {
