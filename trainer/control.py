@@ -11,7 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from trainer.cluster.inventory import load_inventory
-from trainer.cluster.launch import JobError, prepare, read_plan
+from trainer.cluster.launch import JobError, read_plan
 from trainer.cluster.nodes import over_management
 from trainer.cluster.plan import RunPlan
 from trainer.cluster.provision import Playbook, run_playbook
@@ -20,6 +20,7 @@ from trainer.cluster.several import find_artifacts, send_all
 from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, FlotillaError, InputError
 from trainer.jobs import show_status, stop_jobs
 from trainer.paths import PROJECT_ROOT, find_beside, runs_dir
+from trainer.receipt import prepare_once
 from trainer.report.console import RunConsole
 from trainer.report.page import try_page
 from trainer.request import Request, read_inputs
@@ -70,7 +71,7 @@ def baseline(request: Request, *, is_quick: bool, compared: tuple[str, str] = ("
     inputs = read_inputs(request)
     with RunConsole() as console:
         fleet = None if inputs.cluster.is_local else call_roll(inputs.cluster, True, console.say)
-        model, fingerprints = prepare(inputs, console)
+        model, fingerprints = prepare_once(inputs, console)
         if fleet:
             send_all(fleet, find_artifacts(inputs, model, fingerprints), console.show_progress)
         subject = Subject(

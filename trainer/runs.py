@@ -11,7 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from trainer.cluster.inventory import Cluster
-from trainer.cluster.launch import NOT_YET, Again, Attach, Inputs, Watcher, execute, plan_run, prepare
+from trainer.cluster.launch import NOT_YET, Again, Attach, Inputs, Watcher, execute, plan_run
 from trainer.cluster.nodes import muster
 from trainer.cluster.plan import Launch
 from trainer.cluster.rollcall import call_roll
@@ -26,6 +26,7 @@ from trainer.measure.fit import MemoryPlan, find_here, plan_memory
 from trainer.measure.forecast import foretell
 from trainer.onward import Onward
 from trainer.paths import cache_dir, runs_dir
+from trainer.receipt import prepare_once
 from trainer.report.console import RunConsole, plain_text, render_answers, render_summary
 from trainer.report.memory import render_memory
 from trainer.report.page import try_page
@@ -70,7 +71,7 @@ class Voyage:
         """Ask the hosts, fetch and deliver what the ranks need, and plan; nothing is started yet."""
         self._inputs, self._allow_slow_link, self._console, self._runs = inputs, allow_slow_link, console, runs
         self._fleet = None if inputs.cluster.is_local else call_roll(inputs.cluster, allow_slow_link, console.say)
-        self._model, self._fingerprints = prepare(inputs, console)
+        self._model, self._fingerprints = prepare_once(inputs, console)
         rooms = {name: node.room for name, node in self._fleet.nodes.items()} if self._fleet else {}
         if memory := _plan_memory(inputs, rooms, self._model, self._fingerprints["data"]):
             console.show(render_memory(memory))
