@@ -228,7 +228,9 @@ def campaign(yard: Shipyard) -> Campaign:
     return Campaign(yard)
 
 
-@pytest.mark.parametrize("name", ["a host is frozen", "the newest checkpoint is altered, a rank killed"])
+@pytest.mark.parametrize(
+    "name", ["a host is frozen", "the newest checkpoint is altered, a rank killed", "the control machine reboots"]
+)
 def test_a_struck_run_comes_to_its_end(campaign: Campaign, name: str) -> None:
     """It ends well by itself or resumed; each sample once; the same bits at the same number of ranks; nothing is left."""
     result = campaign.strike(next(fault for fault in FAULTS if fault.name == name), 2, seed=6)
