@@ -61,8 +61,9 @@ class Result:
 class Campaign:
     """Runs of one kind on the hosts of a laboratory. ``reference`` are undisturbed ones, made when they are first needed."""
 
-    def __init__(self, yard: Shipyard) -> None:
+    def __init__(self, yard: Shipyard, backend: str = "mpi") -> None:
         self._yard = yard
+        self._settings = {**SETTINGS, "launch.backend": backend}
         self._references: dict[int, Path] = {}
 
     def reference(self, num_hosts: int) -> Path:
@@ -102,7 +103,7 @@ class Campaign:
         return result
 
     def _start(self, num_hosts: int, runs: Path, *, resume: bool = False) -> subprocess.Popen[str]:
-        settings = {key.replace(".", "__"): value for key, value in SETTINGS.items()}
+        settings = {key.replace(".", "__"): value for key, value in self._settings.items()}
         command = self._yard.command(num_hosts, **settings)
         if resume:
             command = [command[0], "train", "--resume"]
@@ -197,7 +198,7 @@ def consumed(events: Sequence[dict[str, Any]]) -> dict[int, tuple[int, int]]:
 def same_result(run: Path, reference: Path) -> bool:
     """Whether two runs ended with the same parameters, bit by bit: the last ones and the best ones."""
     names = ("adapter/adapters.safetensors", "checkpoints/last/adapters.safetensors")
-    return all((run / name).read_bytes() == (reference / name).read_bytes() for name in names)
+    return all((run / name).is_file() and (run / name).read_bytes() == (reference / name).read_bytes() for name in names)
 
 
 def render_table(results: Sequence[Result]) -> str:
@@ -229,6 +230,7 @@ def main() -> int:
     parser.add_argument("--first", type=int, default=0, help="number of the first run, to go on with a campaign")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", help="part of the name of the faults to make")
+    parser.add_argument("--backend", choices=["mpi", "ring"], default="mpi", help="what adds the gradients up")
     parser.add_argument("--lab", default=os.environ.get("FLOTILLA_LAB", "lab"), help="a provisioned laboratory of three hosts")
     parser.add_argument("--results", type=Path, help="a file for one line of JSON a run")
     parser.add_argument("--table", type=Path, help="a file for the table")
@@ -236,7 +238,7 @@ def main() -> int:
     faults = [fault for fault in FAULTS if options.only in fault.name]
     results = []
     with tempfile.TemporaryDirectory(prefix="flotilla-campaign-") as folder:
-        campaign = Campaign(Shipyard(Laboratory.attach(options.lab), Path(folder)))
+        campaign = Campaign(Shipyard(Laboratory.attach(options.lab), Path(folder)), options.backend)
         for number in range(options.first, options.first + options.runs):
             result = campaign.strike(faults[number % len(faults)], 2 + number // len(faults) % 2, options.seed + number)
             results.append(result)
