@@ -834,9 +834,30 @@ def test_a_silent_host_ends_the_job(clock: SimpleNamespace) -> None:
 
 def test_a_sleep_of_our_own_is_no_silence_of_others(clock: SimpleNamespace) -> None:
     """The control machine was asleep for an hour: nobody was heard meanwhile, and nobody is lost."""
-    code = BEATING.replace("sys.stdin.read()\nimport time; time.sleep(60)", 'tell("heartbeat", rank=1, host="beta")')
+    code = BEATING.replace(
+        "sys.stdin.read()\nimport time; time.sleep(60)", 'tell("heartbeat", rank=1, host="beta"); tell("done", stopped=False)'
+    )
 
     def take(event: Event) -> None:
         clock.now += 3600 if event["event"] == "step" else 0
 
     assert Supervisor(take, lambda _: None, silence_s=2.0).run(script(code), {}) == Outcome(0)
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        ("", "mpirun ended with exit code 0: somebody or something ended it"),
+        (
+            "  HNP daemon   : [prterun-1@0,0] on node alpha\\n  Remote daemon: [prterun-1@0,1] on node beta\\n",
+            "the connection to a rank on beta broke off: it was killed, or its host is gone",
+        ),
+    ],
+)
+def test_an_end_without_an_error_is_a_loss_unless_the_ranks_were_done(said: str, message: str) -> None:
+    """When a host that is not the head loses power, mpirun says so and ends with 0, as after a run that has ended well."""
+    code = f'tell("started"); tell("heartbeat", host="alpha"); tell("step"); sys.stderr.write("{said}")'
+    seen = Watched()
+    assert seen.run(script(code)) == Outcome(75, message)
+    assert seen.events[-1]["event"] == "notice"
+    assert Watched().run(script(code.replace("step", "done"))) == Outcome(0)

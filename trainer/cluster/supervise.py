@@ -29,7 +29,7 @@ from trainer.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, ClusterError, St
 from trainer.events import Event, parse_event
 
 _TAG = re.compile(r"^\[[^\]]*,(\d+)\]<(stdout|stderr)>: ?(.*)$")
-_PEER = re.compile(r"^\s*Peer host:\s+(\S+)")  # Open MPI's words in a rank that has lost another
+_PEER = re.compile(r"^\s*Peer host:\s+(\S+)|^\s*Remote daemon:.* on node (\S+)")  # of a rank, or of mpirun, that lost another
 _BROKEN_OFF = "MPI_ERRORS_ARE_FATAL"
 _INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _KILL_AFTER_S = 5.0
@@ -83,6 +83,7 @@ class Supervisor:
         self._interrupts = 0
         self._answered = False
         self._finished = False
+        self._is_done = False  # the ranks have told of their end, whether it was the last step's or a stop's
         self._error: Event | None = None
         self._is_ended = False  # errors after that are of our making
         self._process: subprocess.Popen[bytes] | None = None
@@ -246,7 +247,7 @@ class Supervisor:
 
     def _notice_loss(self, text: str) -> None:
         if peer := _PEER.match(text):
-            self._lost = peer[1]
+            self._lost = peer[1] or peer[2]
         elif _BROKEN_OFF in text:
             self._lost = self._lost or ""
 
@@ -258,6 +259,7 @@ class Supervisor:
             self._started = True
         if event["event"] == "done":
             self._silence_s = None
+            self._is_done = True
             self._finished = not event.get("stopped", True)  # the interruption came too late to stop anything
         if event["event"] == "error" and not self._is_ended:
             self._take_error(event)
@@ -275,7 +277,7 @@ class Supervisor:
             return Outcome(self._error["exit_code"] or EXIT_BUG, self._error["message"])
         if self._interrupts and not (self._finished and returncode == 0):
             return Outcome(EXIT_INTERRUPTED, "interrupted")
-        if returncode == 0:
+        if returncode == 0 and (self._is_done or not self._beats):  # mpirun ends with 0 also when another host loses power
             return Outcome(EXIT_OK)
         if self._is_led and returncode == SSH_FAILED:
             return self._judge_connection()
