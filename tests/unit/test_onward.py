@@ -209,3 +209,11 @@ def test_a_rank_that_stalls_ends_itself() -> None:
     pulse.note("validated")
     wait(599)
     assert ended == [75]
+
+
+def test_a_host_is_heard_at_once() -> None:
+    """Who is gone within the first second is missed all the same: a short run may have made its steps by then."""
+    stream = io.StringIO()
+    with Pulse(Events(rank=1, stream=stream), 60.0, is_heard=True):
+        pass
+    assert json.loads(stream.getvalue().splitlines()[0])["event"] == "heartbeat"

@@ -78,7 +78,10 @@ class Pulse:
             self._end(StalledError.exit_code)
 
     def _beat(self) -> None:
-        while not self._ended.wait(BEAT_S):
+        """Beat at once, then every second: only a host that has been heard can be missed."""
+        while True:
             if self._is_heard:
                 self._events.emit("heartbeat", host=self._host, idle_s=round(self._clock() - self._since, 1))
             self.check()
+            if self._ended.wait(BEAT_S):
+                return
