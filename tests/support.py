@@ -6,6 +6,7 @@ import json
 import os
 import random
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,3 +146,17 @@ def run_script(num_ranks: int, script: Path, *arguments: str, scratch: Path) -> 
     outcome = Supervisor(log.on_event, log.on_line).run([*command, str(script), *arguments], {})
     assert outcome.exit_code == 0, [line.text for line in log.lines]
     return outcome
+
+
+def peak_of(compute: Callable[[], object]) -> int:
+    """Return the bytes that MLX holds at most while ``compute`` runs for the second time, beyond what it held before."""
+    import gc
+
+    import mlx.core as mx
+
+    compute()
+    gc.collect()
+    before = mx.get_active_memory()
+    mx.reset_peak_memory()
+    compute()
+    return mx.get_peak_memory() - before

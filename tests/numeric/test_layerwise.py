@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import mlx.nn as nn
 import numpy as np
 import pytest
 from mlx.utils import tree_flatten
-from support import write_tiny_model
+from support import peak_of, write_tiny_model
 
 from trainer.config import AdapterConfig
 from trainer.data.batch import Batch, pack_batch
@@ -49,12 +48,7 @@ def gradients(network: Network, batch: Batch = BATCH) -> dict[str, mx.array]:
 
 
 def peak(network: Network) -> int:
-    gradients(network)
-    gc.collect()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    gradients(network)
-    return mx.get_peak_memory() - before
+    return peak_of(lambda: gradients(network))
 
 
 @pytest.mark.parametrize(("kernels", "share"), [(True, 0.4), (False, 0.8)])

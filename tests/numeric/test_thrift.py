@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ import pytest
 from mlx.utils import tree_flatten
 from mlx_lm.models import llama
 from mlx_lm.utils import load_model
-from support import write_tiny_model
+from support import peak_of, write_tiny_model
 
 from trainer.config import AdapterConfig
 from trainer.data.batch import pack_batch
@@ -64,12 +63,7 @@ def gradients(network: Network) -> dict[str, mx.array]:
 
 
 def peak(network: Network) -> int:
-    gradients(network)
-    gc.collect()
-    before = mx.get_active_memory()
-    mx.reset_peak_memory()
-    gradients(network)
-    return mx.get_peak_memory() - before
+    return peak_of(lambda: gradients(network))
 
 
 def test_less_memory_and_the_same_bits(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
