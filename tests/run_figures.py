@@ -12,7 +12,7 @@ from typing import Any
 
 from baseline_figures import FAST, SLOW, make_baseline
 
-from trainer.cluster.supervise import Outcome
+from trainer.cluster.outcome import Outcome
 from trainer.config import RunConfig, StyleConfig, TrainConfig, render_toml
 from trainer.events import Event
 from trainer.measure.predict import predict

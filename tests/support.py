@@ -15,8 +15,9 @@ from trainer.cluster.hostfile import render_open_mpi
 from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.launch import Inputs, execute, plan_run
 from trainer.cluster.openmpi import find_open_mpi
+from trainer.cluster.outcome import Line, Outcome
 from trainer.cluster.plan import Launch, Tools, mpirun_command, rank_environment
-from trainer.cluster.supervise import Line, Outcome, Supervisor
+from trainer.cluster.supervise import Supervisor
 from trainer.data.formats import SPLITS
 from trainer.events import Event
 from trainer.fingerprint import hash_files, hash_model

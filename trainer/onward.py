@@ -12,8 +12,9 @@ from types import FrameType
 
 from trainer.cluster.inventory import Cluster
 from trainer.cluster.launch import Attach
+from trainer.cluster.outcome import Line, Outcome
 from trainer.cluster.presence import find_absent, tell_absent, without
-from trainer.cluster.supervise import Line, Outcome, Supervisor
+from trainer.cluster.supervise import Supervisor
 from trainer.config import LaunchConfig
 from trainer.errors import EXIT_INTERRUPTED, ClusterError, StalledError
 from trainer.events import Event
@@ -24,7 +25,7 @@ _LOOK_EVERY_S = 2.0
 _LOOK_FOR_THE_LOST_EVERY_S = 10.0
 
 Start = Callable[[Cluster, Attach], Outcome]
-Absent = Callable[[Cluster], Mapping[str, str]]
+Absent = Callable[[Cluster, Mapping[str, str]], Mapping[str, str]]
 
 
 class Onward:
@@ -119,7 +120,7 @@ class Onward:
     def _look_out(self, ended: threading.Event, num_hosts: int) -> None:
         """Wait until more hosts could take part than do."""
         while not ended.wait(_LOOK_FOR_THE_LOST_EVERY_S):
-            if len(self._whole.hosts) - len(self._absent(self._whole)) > num_hosts:
+            if len(self._whole.hosts) - len(self._absent(self._whole, {})) > num_hosts:
                 self._are_back.set()
                 return
 
@@ -131,8 +132,9 @@ class Onward:
     def _gather(self, outcome: Outcome) -> Cluster | None:
         """Return the hosts to go on with as soon as there are enough of them, None if they do not come in time."""
         settings, give_up_at, has_told = self._settings, self._clock() + self._settings.wait_s, False
+        known = outcome.unreachable  # a moment ago
         while True:
-            absent = self._absent(self._whole)
+            absent = self._absent(self._whole, known)
             present = without(self._whole, absent)
             why = "; ".join(part for part in (outcome.message, tell_absent(absent)) if part)
             if not absent or (settings.on_loss == "continue" and len(present.hosts) >= settings.min_hosts):
@@ -143,7 +145,7 @@ class Onward:
                 return None
             if not has_told:
                 self._say(f"{why}: waiting for up to {settings.wait_s:.0f} s")
-            has_told = True
+            has_told, known = True, {}
             self._rest(_LOOK_EVERY_S)
 
 

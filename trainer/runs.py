@@ -13,11 +13,11 @@ from rich.console import Console
 from trainer.cluster.inventory import Cluster
 from trainer.cluster.launch import NOT_YET, Again, Attach, Inputs, Watcher, execute, plan_run
 from trainer.cluster.nodes import muster
+from trainer.cluster.outcome import Line, Outcome
 from trainer.cluster.plan import Launch
 from trainer.cluster.rollcall import call_roll
 from trainer.cluster.room import read_room
 from trainer.cluster.several import bring_back, execute_on, find_artifacts, guess_launch, notice, plan_on, send_all
-from trainer.cluster.supervise import Line, Outcome
 from trainer.data.checked import check_data
 from trainer.errors import EXIT_INTERRUPTED, EXIT_OK, StalledError
 from trainer.events import Event

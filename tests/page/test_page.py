@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from run_figures import BEGAN, Foretold, events_of, full_baseline, make_link, write_run
 
 from trainer import control
-from trainer.cluster.supervise import Outcome
+from trainer.cluster.outcome import Outcome
 from trainer.errors import InputError
 from trainer.measure.predict import predict
 from trainer.measure.store import save_baseline

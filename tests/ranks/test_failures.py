@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from support import Log, plan_tiny, run, with_program
 
+from trainer.cluster.outcome import Outcome
 from trainer.cluster.plan import Launch
-from trainer.cluster.supervise import Outcome
 from trainer.data.order import global_batch_at
 from trainer.data.store import digest_index, read_index
 from trainer.errors import ClusterError

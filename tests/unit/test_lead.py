@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from trainer.cluster.supervise import Line, Outcome, Supervisor
+from trainer.cluster.outcome import Line, Outcome
+from trainer.cluster.supervise import Supervisor
 from trainer.errors import EXIT_INTERRUPTED
 from trainer.events import Event
 from trainer.paths import PROJECT_ROOT
@@ -189,6 +190,18 @@ def test_a_lost_connection_ends_a_job_that_does_not_stop() -> None:
     with leading(STUBBORN) as (process, job):
         assert process.stdin is not None
         process.stdin.close()
+        assert process.wait(20) == 128 + signal.SIGKILL
+    assert not is_alive(job)
+
+
+def test_a_kill_asks_nobody() -> None:
+    """mpirun would wait for a host that is silent, so it is killed without being asked to end."""
+    with leading(STUBBORN.replace("os.write(2", "os.write(1")) as (process, job):
+        assert process.stdin is not None
+        assert process.stdout is not None
+        process.stdin.write(b"kill\n")
+        process.stdin.flush()
+        assert process.stdout.read() == b""
         assert process.wait(20) == 128 + signal.SIGKILL
     assert not is_alive(job)
 

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from trainer.cluster.inventory import Cluster, Host
+from trainer.cluster.outcome import Outcome
 from trainer.cluster.presence import find_absent, tell_absent, without
-from trainer.cluster.supervise import Outcome
 from trainer.config import LaunchConfig
 from trainer.engine.pulse import Pulse
 from trainer.errors import ClusterError
@@ -39,6 +40,7 @@ class Story:
         self.attempts, self.absent = list(attempts), list(absent)
         self.starts: list[list[str]] = []
         self.said: list[str] = []
+        self.known: list[Mapping[str, str]] = []
         self.rested = 0.0
         self.onward = Onward(
             WHOLE, LaunchConfig(**settings), self.said.append, absent=self._absent, rest=self._rest, clock=lambda: self.rested
@@ -53,7 +55,8 @@ class Story:
         attach(SimpleNamespace(stop=lambda: None))
         return attempt(self.onward) if callable(attempt) else attempt
 
-    def _absent(self, _: Cluster) -> dict[str, str]:
+    def _absent(self, _: Cluster, unreachable: Mapping[str, str]) -> Mapping[str, str]:
+        self.known.append(unreachable)
         return self.absent.pop(0) if self.absent else {}
 
     def _rest(self, seconds: float) -> None:
@@ -158,21 +161,39 @@ def answers(**told: Any) -> Callable[[Host, list[Host]], Sequence[str]]:
     return ask
 
 
+def test_what_the_end_has_shown_is_not_asked_again() -> None:
+    """A host that did not answer at the loss is not asked a second time at once, but as long as it is awaited."""
+    silence = {"beta": "beta: has not answered for 2 s"}
+    lost = dataclasses.replace(LOST, unreachable=silence)
+    story = Story(after_steps(5, lost), Outcome(0), absent=[ASLEEP] * 2, on_loss="wait")
+    assert story.tell() == Outcome(0)
+    assert story.known == [silence, {}, {}]
+
+    asked = {}
+
+    def ask(host: Host, peers: list[Host]) -> list[str]:
+        asked[host.name] = [peer.name for peer in peers]
+        return []
+
+    assert find_absent(WHOLE, silence, ask) == {"beta": "does not answer: it is asleep, hangs, or is off the network"}
+    assert asked == {"alpha": ["gamma"], "gamma": ["alpha"]}
+
+
 NOT_REACHED = "beta (10.0.0.2) does not answer over tb0: timed out"
 
 
 def test_absent_hosts_and_why() -> None:
     """Off, hanging, with its own cable out, and one that only the others do not reach: four different sentences."""
     off = answers(alpha=[], beta="beta: cannot be reached by ssh (No route to host); is it on?", gamma=[])
-    assert find_absent(WHOLE, off) == {"beta": "is unreachable: it is switched off, asleep, or off the network"}
+    assert find_absent(WHOLE, {}, off) == {"beta": "is unreachable: it is switched off, asleep, or off the network"}
     hanging = answers(alpha=[NOT_REACHED], beta="beta: has not answered for 8 s", gamma=[NOT_REACHED])
-    assert find_absent(WHOLE, hanging) == {"beta": "does not answer: it is asleep, hangs, or is off the network"}
+    assert find_absent(WHOLE, {}, hanging) == {"beta": "does not answer: it is asleep, hangs, or is off the network"}
     cable = "tb0, which has the address 10.0.0.2, is down or has no cable"
-    assert find_absent(WHOLE, answers(alpha=[NOT_REACHED], beta=[cable], gamma=[NOT_REACHED])) == {"beta": cable}
+    assert find_absent(WHOLE, {}, answers(alpha=[NOT_REACHED], beta=[cable], gamma=[NOT_REACHED])) == {"beta": cable}
     far = ["alpha (10.0.0.1) does not answer over tb0: x", "gamma (10.0.0.3) does not answer over tb0: x"]
     deaf = answers(alpha=[NOT_REACHED], beta=far, gamma=[NOT_REACHED])
-    assert find_absent(WHOLE, deaf) == {"beta": "is not reached by the others over the fast link"}
-    assert find_absent(WHOLE, answers(alpha=[], beta=[], gamma=[])) == {}
+    assert find_absent(WHOLE, {}, deaf) == {"beta": "is not reached by the others over the fast link"}
+    assert find_absent(WHOLE, {}, answers(alpha=[], beta=[], gamma=[])) == {}
     assert tell_absent({"beta": "is off"}) == "beta is off"
     assert [host.name for host in without(WHOLE, {"alpha": ""}).hosts] == ["beta", "gamma"]
 
@@ -181,7 +202,7 @@ def test_of_two_hosts_that_do_not_reach_each_other_the_first_goes_on() -> None:
     """A cable between the two is cut and neither sees it: the head stays."""
     pair = Cluster(hosts=WHOLE.hosts[:2])
     told = answers(alpha=[NOT_REACHED], beta=["alpha (10.0.0.1) does not answer over tb0: timed out"])
-    assert list(find_absent(pair, told)) == ["beta"]
+    assert list(find_absent(pair, {}, told)) == ["beta"]
 
 
 def test_a_rank_that_stalls_ends_itself() -> None:

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from trainer.cluster.supervise import Line, Outcome
+from trainer.cluster.outcome import Line, Outcome
 from trainer.events import Event
 from trainer.report.console import RunConsole, describe_step, plain_text, render_answers, render_summary
 from trainer.report.record import Record, drop_undone, read_events, summarise, to_json

@@ -26,7 +26,8 @@ import pytest
 
 from trainer.cluster import processes, supervise
 from trainer.cluster.openmpi import find_open_mpi
-from trainer.cluster.supervise import Line, Outcome, Supervisor
+from trainer.cluster.outcome import Line, Outcome
+from trainer.cluster.supervise import Supervisor
 from trainer.events import Event
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -802,7 +803,7 @@ def test_processes_on_macos(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_outcome_is_plain_data() -> None:
     """An outcome can be compared and shown; success has no message."""
-    assert json.loads(json.dumps(vars(Outcome(0)))) == {"exit_code": 0, "message": ""}
+    assert json.loads(json.dumps(vars(Outcome(0)))) == {"exit_code": 0, "message": "", "silent": [], "unreachable": {}}
 
 
 BEATING = """
@@ -828,7 +829,7 @@ def test_a_silent_host_ends_the_job(clock: SimpleNamespace) -> None:
     def rest(_: Line) -> None: ...
 
     supervisor = Supervisor(take, rest, silence_s=1.5)  # in all less than a sleep of our own, should all lines come at once
-    assert supervisor.run(script(BEATING), {}) == Outcome(75, "no sign of life from beta for 2 s")
+    assert supervisor.run(script(BEATING), {}) == Outcome(75, "no sign of life from beta for 2 s", silent=("beta",))
     assert seen == ["started", "step", "again", "notice"]  # said at once: to end the others takes seconds
 
 

@@ -16,10 +16,10 @@ from pathlib import Path
 from trainer.cluster.inventory import Cluster, Host, load_inventory
 from trainer.cluster.launch import Inputs, JobError, prepare
 from trainer.cluster.nodes import muster
+from trainer.cluster.outcome import Line
 from trainer.cluster.several import find_artifacts, send_all, tell_states
 from trainer.cluster.ssh import on_all
 from trainer.cluster.store import Artifact, find_missing
-from trainer.cluster.supervise import Line
 from trainer.errors import EXIT_OK, ClusterError, FlotillaError
 from trainer.events import Event
 from trainer.paths import PROJECT_ROOT, find_beside

@@ -12,10 +12,10 @@ from trainer.cluster.hostfile import read_cables
 from trainer.cluster.inventory import Cluster
 from trainer.cluster.launch import Watcher, execute, local_tools
 from trainer.cluster.nodes import Fleet
+from trainer.cluster.outcome import Outcome
 from trainer.cluster.plan import Launch, RunPlan, make_launch
 from trainer.cluster.several import start, sweep, tools_of, write_files
 from trainer.cluster.store import Artifact, path_of
-from trainer.cluster.supervise import Outcome
 from trainer.config import RunConfig
 
 _NOWHERE = Path("/nonexistent")  # no model, no data: nothing is trained

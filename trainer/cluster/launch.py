@@ -17,8 +17,9 @@ from typing import Protocol
 
 from trainer.cluster.inventory import Cluster
 from trainer.cluster.openmpi import find_open_mpi
+from trainer.cluster.outcome import Line, Outcome
 from trainer.cluster.plan import Launch, RunPlan, Tools, make_launch
-from trainer.cluster.supervise import Line, Outcome, Supervisor
+from trainer.cluster.supervise import Supervisor
 from trainer.config import RunConfig, render_toml
 from trainer.errors import EXIT_BUG, InputError
 from trainer.events import Event

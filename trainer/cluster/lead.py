@@ -1,8 +1,9 @@
 """On the head of a cluster: running mpirun for a control machine that is at the other end of an ssh connection.
 
 The first line of standard input is the order, ``{"argv": […], "env": {…}}`` as JSON. After it come single words: "stop"
-asks the ranks to stop after the step, "end" ends them at once. When the connection is gone, nobody can say either any
-more: the ranks are asked to stop, so that they keep what they have learned, and ended if they do not.
+asks the ranks to stop after the step, "end" ends them at once, "kill" does so without mpirun, which waits for hosts that
+are silent. When the connection is gone, nobody can say any of it: the ranks are asked to stop, so that they keep what they
+have learned, and ended if they do not.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 from trainer.cluster.lines import LineBuffer
 from trainer.cluster.processes import kill_session
-from trainer.cluster.supervise import END, STOP
+from trainer.cluster.supervise import END, KILL, STOP
 
 _LOST_GRACE_S = 10.0  # between "stop" and "end" when the control machine is gone
 _KILL_AFTER_S = 5.0
@@ -109,6 +110,8 @@ class _Job:
                 self._send(signal.SIGUSR1)
             if word.decode() == END:
                 self._end_at = time.monotonic()
+            if word.decode() == KILL:
+                self._end_at = self._kill_at = 0.0
 
     def _write(self, target: int, data: bytes) -> None:
         """Write all of ``data``; if nobody reads any more, the job is asked to stop but its output is still taken."""

@@ -17,8 +17,8 @@ from typing import Any
 from trainer.cluster.errand import Errand, run_errand
 from trainer.cluster.inventory import Cluster, load_inventory
 from trainer.cluster.nodes import muster
+from trainer.cluster.outcome import Line
 from trainer.cluster.store import deliver, find_code
-from trainer.cluster.supervise import Line
 from trainer.cluster.traffic import sum_traffic
 from trainer.config import LaunchConfig, RunConfig
 from trainer.errors import EXIT_OK, ClusterError, FlotillaError

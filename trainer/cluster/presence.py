@@ -20,20 +20,21 @@ _PEER_NAMED = re.compile(r"(\S+) \(\S+\) (?:does not answer|refuses)")
 Ask = Callable[[Host, list[Host]], Sequence[str]]
 
 
-def find_absent(cluster: Cluster, ask_host: Ask | None = None) -> dict[str, str]:
+def find_absent(cluster: Cluster, unreachable: Mapping[str, str], ask_host: Ask | None = None) -> dict[str, str]:
     """Return the hosts that cannot take part, each with the reason in words; all are asked at the same time.
 
     A host is absent if it does not answer over the management network, if its own fast link is down, or if most of the others
-    do not reach it over theirs.
+    do not reach it over theirs. Those that are known to be ``unreachable``, with ssh's error, are not asked again.
     """
     look = ask_host or (lambda host, peers: _ask_link(host, peers, cluster))
-    hosts = [host for host in cluster.hosts if not (cluster.is_local and host.is_local)]
-    reasons: dict[str, str] = {}
+    asked = [host for host in cluster.hosts if host.name not in unreachable]
+    hosts = [host for host in asked if not (cluster.is_local and host.is_local)]
+    reasons = {name: describe_silence(error) for name, error in unreachable.items()}
     complaints: dict[str, Sequence[str]] = {}
 
     def examine(host: Host) -> None:
         try:
-            complaints[host.name] = look(host, [peer for peer in cluster.hosts if peer is not host])
+            complaints[host.name] = look(host, [peer for peer in asked if peer is not host])
         except ClusterError as error:
             reasons[host.name] = describe_silence(str(error))
 

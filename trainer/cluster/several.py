@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -22,13 +22,14 @@ from trainer.cluster.launch import Attach, Inputs, Watcher, make_folder, make_pl
 from trainer.cluster.nodes import Fleet
 from trainer.cluster.onnode import unpack
 from trainer.cluster.openmpi import OpenMPI
+from trainer.cluster.outcome import Outcome
 from trainer.cluster.plan import Launch, Tools, make_launch
 from trainer.cluster.ssh import on_all, ssh_command
 from trainer.cluster.store import Artifact, Progress, deliver, find_code, find_data, find_model, path_of
-from trainer.cluster.supervise import Outcome
 from trainer.errors import ClusterError
 
 _SWEEP_TIMEOUT_S = 20.0
+_SILENT_TIMEOUT_S = 2.0  # for a host that has been silent for a while already
 _RESULTS = ("adapter", "checkpoints")
 _STAYING = "checkpoints/step-"  # each host keeps its own
 
@@ -110,12 +111,14 @@ def execute_on(fleet: Fleet, launch: Launch, watcher: Watcher, attach: Attach = 
     if launch.kept.attempt > 1:
         sweep(fleet.cluster, launch, watcher)  # a host that was frozen, or a control side that was killed, may have left ranks
     write_files(fleet.cluster, launch)
+    silent: list[str] = []
     try:
         outcome = start(fleet, launch, watcher, attach)
+        silent = [name for name, node in fleet.nodes.items() if node.host_name in outcome.silent]
     finally:
         with _undisturbed():
-            sweep(fleet.cluster, launch, watcher)
-    return outcome
+            unreachable = sweep(fleet.cluster, launch, watcher, silent=silent)
+    return dataclasses.replace(outcome, unreachable=unreachable)
 
 
 def start(fleet: Fleet, launch: Launch, watcher: Watcher, attach: Attach = lambda _: None) -> Outcome:
@@ -130,24 +133,31 @@ def start(fleet: Fleet, launch: Launch, watcher: Watcher, attach: Attach = lambd
     return supervisor.run(ssh_command(head, lead), {}, order)
 
 
-def sweep(cluster: Cluster, launch: Launch, watcher: Watcher, *, remove: bool = False) -> None:
+def sweep(
+    cluster: Cluster, launch: Launch, watcher: Watcher, *, remove: bool = False, silent: Collection[str] = ()
+) -> dict[str, str]:
     """End on every host what is left of this very run; tells of what it found, and of hosts that do not answer.
 
-    With ``remove`` the run's folder there goes as well.
+    With ``remove`` the run's folder there goes as well. ``silent`` hosts are not waited for as long as others. Returns those
+    that did not answer, each with the error.
     """
+    unreachable = {}
 
     def clean(host: Host) -> str:
         try:
             word, folder = str(launch.plan.run_dir / "plan.json"), str(launch.plan.run_dir)
             request = {"verb": "sweep", "word": word, "remove": folder if remove else ""}
-            ended = ask(host, cluster.root, request, _SWEEP_TIMEOUT_S)["ended"]
+            patience_s = _SILENT_TIMEOUT_S if host.name in silent else _SWEEP_TIMEOUT_S
+            ended = ask(host, cluster.root, request, patience_s)["ended"]
         except ClusterError as error:
+            unreachable[host.name] = str(error)
             return f"whether ranks are left there is not known: {error}"
         return f"{host.name}: ended {ended} {'process' if ended == 1 else 'processes'} that the run had left" if ended else ""
 
     for text in on_all(cluster.hosts, clean).values():
         if text:
             notice(watcher, text)
+    return unreachable
 
 
 def notice(watcher: Watcher, text: str) -> None:

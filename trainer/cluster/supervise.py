@@ -17,44 +17,24 @@ import signal
 import subprocess
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from types import FrameType
 
 from trainer.cluster.lines import LineBuffer
+from trainer.cluster.outcome import Evidence, Line, Outcome
 from trainer.cluster.processes import kill_session
-from trainer.cluster.ssh import SSH_FAILED
-from trainer.errors import EXIT_BUG, EXIT_INTERRUPTED, EXIT_OK, ClusterError, StalledError
+from trainer.errors import ClusterError, StalledError
 from trainer.events import Event, parse_event
 
 _TAG = re.compile(r"^\[[^\]]*,(\d+)\]<(stdout|stderr)>: ?(.*)$")
-_PEER = re.compile(r"^\s*Peer host:\s+(\S+)|^\s*Remote daemon:.* on node (\S+)")  # of a rank, or of mpirun, that lost another
-_BROKEN_OFF = "MPI_ERRORS_ARE_FATAL"
 _INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _KILL_AFTER_S = 5.0
+_OBEY_WITHIN_S = 0.5  # a launcher that was told to kill
 _TICK_S = 0.1
 _SLEPT_S = 2.0  # between two looks: this machine was asleep, or stopped
-STOP, END = "stop", "end"  # the words to `lead`
+STOP, END, KILL = "stop", "end", "kill"  # the words to `lead`
 _CHUNK_BYTES = 65536
-_QUOTED_LINES = 20
 _LAST_READS = 64  # a pipe holds 64 KiB, a few reads; only something that outlives the launcher can write more
-
-
-@dataclass(frozen=True)
-class Line:
-    """One line of a job's output; ``rank`` is None for the launcher's own."""
-
-    rank: int | None
-    text: str
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a job ended: its exit code and, unless that is 0, what to tell the user (rank's own words first)."""
-
-    exit_code: int
-    message: str = ""
 
 
 class Supervisor:
@@ -78,20 +58,12 @@ class Supervisor:
         self._silence_s = silence_s
         self._beats: dict[str, float] = {}  # host to when it was heard last, by our own clock
         self._looked_at = math.inf
-        self._started = False
         self._kill_at = math.inf  # finite once the job has been told to end
         self._interrupts = 0
         self._answered = False
-        self._finished = False
-        self._is_done = False  # the ranks have told of their end, whether it was the last step's or a stop's
-        self._error: Event | None = None
-        self._is_ended = False  # errors after that are of our making
         self._process: subprocess.Popen[bytes] | None = None
-        self._rank_spoke = False
-        self._is_led = False
         self._is_loss_known = False
-        self._lost: str | None = None  # the host whose rank another one has lost, "" if it is not known
-        self._launcher_said: deque[str] = deque(maxlen=_QUOTED_LINES)
+        self._evidence = Evidence(is_led=False, must_start=start_timeout_s is not None)
 
     def run(self, argv: Sequence[str], env: Mapping[str, str], order: str | None = None) -> Outcome:
         """Start ``argv`` with ``env`` added to ours, and return when it has ended; nothing of it stays on this machine.
@@ -99,7 +71,7 @@ class Supervisor:
         With an ``order``, a line of text, ``argv`` is the way to a `lead` on another machine, which carries it out.
         Interruptions are handled only in the main thread, the only one that Python gives signals to.
         """
-        self._is_led = order is not None
+        self._evidence = Evidence(is_led=order is not None, must_start=self._start_timeout_s is not None)
         with self._interruptible():
             try:
                 process = _start(argv, env, order)
@@ -110,8 +82,8 @@ class Supervisor:
                 if self._interrupts:
                     self._end(process)  # the interruption came while the process was being made
                 self._follow(process)
-                outcome = self._judge(process.wait())
-                if self._started and outcome.exit_code == StalledError.exit_code:
+                outcome = self._evidence.judge(process.wait())
+                if self._evidence.has_started and outcome.exit_code == StalledError.exit_code:
                     self._announce_loss(outcome.message)
                 return outcome
             finally:
@@ -133,9 +105,10 @@ class Supervisor:
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         self._interrupts += 1
+        self._evidence.was_interrupted = True
         if self._process is None:
             return
-        if self._interrupts == 1 and self._started:
+        if self._interrupts == 1 and self._evidence.has_started:
             _tell(self._process, STOP)
         else:
             self._end(self._process)
@@ -147,7 +120,7 @@ class Supervisor:
 
     def _end(self, process: subprocess.Popen[bytes]) -> None:
         """Tell the launcher to end all ranks on all hosts, and note when to kill it."""
-        self._is_ended = True
+        self._evidence.is_ended = True
         _tell(process, END)
         self._kill_at = min(self._kill_at, time.monotonic() + _patience(process))
 
@@ -190,7 +163,7 @@ class Supervisor:
             self._answered = True
             text = (
                 "stopping after what is under way, the adapter is kept; Ctrl-C again ends at once"
-                if self._started
+                if self._evidence.has_started
                 else "stopping"
             )
             self._notice(text)
@@ -198,8 +171,8 @@ class Supervisor:
     def _watch_time(self, process: subprocess.Popen[bytes], late_at: float) -> None:
         """End a job that is late to start, kill one that was told to end and has not."""
         now = time.monotonic()
-        if now > late_at and not self._started and self._kill_at == math.inf:
-            self._error = self._error or {"message": self._late_message(), "exit_code": ClusterError.exit_code}
+        if now > late_at and not self._evidence.has_started and self._kill_at == math.inf:
+            self._evidence.blame(self._late_message(), ClusterError.exit_code)
             self._end(process)
         self._listen(process, now)
         if now > self._kill_at:
@@ -211,15 +184,14 @@ class Supervisor:
         if slept_s > _SLEPT_S:
             self._beats = {host: heard_at + slept_s for host, heard_at in self._beats.items()}
         self._looked_at = now
-        silent = [host for host, heard_at in self._beats.items() if now - heard_at > (self._silence_s or math.inf)]
-        if silent and not self._is_ended:
-            names = " and ".join(sorted(silent))
-            message = f"no sign of life from {names} for {self._silence_s:.0f} s"
-            self._error = self._error or {"message": message, "exit_code": StalledError.exit_code}
+        silent = [host for host, heard_at in sorted(self._beats.items()) if now - heard_at > (self._silence_s or math.inf)]
+        if silent and not self._evidence.is_ended:
+            message = f"no sign of life from {' and '.join(silent)} for {self._silence_s:.0f} s"
+            self._evidence.miss(silent, message)
+            self._evidence.is_ended = True
             self._announce_loss(message)
-            self._end(process)
-            if len(silent) == len(self._beats):  # the launcher's own host among them: it will not obey
-                self._kill_at = now + _TICK_S
+            _tell(process, KILL)  # a launcher that is asked to end waits for the host that is silent
+            self._kill_at = now + _OBEY_WITHIN_S  # it may be on that host itself
 
     def _announce_loss(self, message: str) -> None:
         """Say at once that something is lost: to end all ranks and to ask all hosts takes seconds."""
@@ -235,87 +207,29 @@ class Supervisor:
             text = raw.decode("utf-8", "replace").rstrip("\r\n")
             tag = _TAG.match(text)
             line = Line(int(tag[1]), tag[3]) if tag else Line(None, text)
-            self._rank_spoke |= line.rank is not None
-            self._notice_loss(line.text)
             event = parse_event(line.text) if from_stdout else None
-            if event is None and line.rank is None:
-                self._launcher_said.append(line.text)
+            self._evidence.hear_line(line, is_event=event is not None)
             if event is None:
                 self._on_line(line)
             else:
                 self._take(event)
 
-    def _notice_loss(self, text: str) -> None:
-        if peer := _PEER.match(text):
-            self._lost = peer[1] or peer[2]
-        elif _BROKEN_OFF in text:
-            self._lost = self._lost or ""
-
     def _take(self, event: Event) -> None:
+        if event["event"] == "error" and self._evidence.error is None and not self._evidence.is_ended:
+            self._kill_at = time.monotonic() + _KILL_AFTER_S  # it aborts the job; should that not end it, we do
+        self._evidence.hear_event(event)
         if event["event"] == "heartbeat":
             self._beats[str(event.get("host"))] = time.monotonic()
             return
-        if event["event"] == "started":
-            self._started = True
         if event["event"] == "done":
             self._silence_s = None
-            self._is_done = True
-            self._finished = not event.get("stopped", True)  # the interruption came too late to stop anything
-        if event["event"] == "error" and not self._is_ended:
-            self._take_error(event)
         self._on_event(event)
-
-    def _take_error(self, error: Event) -> None:
-        """Keep the cause: the first rank to fail knows why. Others only lost it, but may be heard before it."""
-        if self._error is None:
-            self._kill_at = time.monotonic() + _KILL_AFTER_S  # it aborts the job; should that not end it, we do
-        if self._error is None or (_is_loss(self._error) and not _is_loss(error)):
-            self._error = error
-
-    def _judge(self, returncode: int) -> Outcome:
-        if self._error is not None:
-            return Outcome(self._error["exit_code"] or EXIT_BUG, self._error["message"])
-        if self._interrupts and not (self._finished and returncode == 0):
-            return Outcome(EXIT_INTERRUPTED, "interrupted")
-        if returncode == 0 and (self._is_done or not self._beats):  # mpirun ends with 0 also when another host loses power
-            return Outcome(EXIT_OK)
-        if self._is_led and returncode == SSH_FAILED:
-            return self._judge_connection()
-        if returncode < 0 or 128 < returncode < 128 + signal.NSIG:
-            return Outcome(StalledError.exit_code, _describe_signal(-returncode if returncode < 0 else returncode - 128))
-        if self._lost is not None:
-            where = f" on {self._lost}" if self._lost else ""
-            return Outcome(
-                StalledError.exit_code, f"the connection to a rank{where} broke off: it was killed, or its host is gone"
-            )
-        if self._start_timeout_s and not self._started and not self._rank_spoke:
-            said = "\n".join([f"the ranks could not be started (exit code {returncode})", *self._launcher_said])
-            return Outcome(ClusterError.exit_code, said)
-        if self._beats:  # ranks say why they end; mpirun that gets SIGTERM does not
-            return Outcome(StalledError.exit_code, f"mpirun ended with exit code {returncode}: somebody or something ended it")
-        return Outcome(EXIT_BUG, f"the job ended with exit code {returncode} and without a reason")
-
-    def _judge_connection(self) -> Outcome:
-        said = "\n".join(self._launcher_said)
-        if not self._started:
-            return Outcome(ClusterError.exit_code, f"the head of the cluster cannot be reached: {said}")
-        return Outcome(StalledError.exit_code, f"the connection to the head of the cluster broke off: {said}")
 
     def _late_message(self) -> str:
         return (
             f"not all ranks had started after {self._start_timeout_s:.0f} s; check that every host answers "
             "(ssh HOST true), or raise launch.start_timeout_s"
         )
-
-
-def _is_loss(error: Event) -> bool:
-    return bool(error["exit_code"] == StalledError.exit_code)
-
-
-def _describe_signal(number: int) -> str:
-    if number in (signal.SIGKILL, signal.SIGTERM):
-        return "a rank was killed from outside, for example for want of memory"
-    return f"a rank crashed ({signal.strsignal(number)}); its last words are in its log"
 
 
 def _start(argv: Sequence[str], env: Mapping[str, str], order: str | None) -> subprocess.Popen[bytes]:
@@ -334,12 +248,14 @@ def _start(argv: Sequence[str], env: Mapping[str, str], order: str | None) -> su
 
 
 def _tell(process: subprocess.Popen[bytes], word: str) -> None:
-    """Tell a launcher to stop or to end: by a signal, or by a line to who leads it on another machine."""
-    if process.stdin is None:
+    """Tell a launcher to stop, to end or to be killed: by a signal, or by a line to who leads it on another machine."""
+    if process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError):
+            process.stdin.write(f"{word}\n".encode())
+    elif word == KILL:
+        kill_session(process.pid)
+    else:
         process.send_signal(signal.SIGUSR1 if word == STOP else signal.SIGTERM)
-        return
-    with contextlib.suppress(BrokenPipeError):
-        process.stdin.write(f"{word}\n".encode())
 
 
 def _patience(process: subprocess.Popen[bytes]) -> float:

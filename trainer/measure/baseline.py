@@ -14,9 +14,9 @@ from trainer.cluster.errand import Errand, run_errand
 from trainer.cluster.inventory import Cluster
 from trainer.cluster.launch import Inputs, JobError, Watcher
 from trainer.cluster.nodes import Fleet, find_management
+from trainer.cluster.outcome import Line
 from trainer.cluster.several import find_artifacts
 from trainer.cluster.store import Artifact
-from trainer.cluster.supervise import Line
 from trainer.events import Event
 from trainer.measure.cost import NOISY_SPREAD, fit_cost
 from trainer.measure.figures import summarise_values

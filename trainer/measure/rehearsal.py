@@ -15,8 +15,8 @@ from trainer.cluster.errand import Errand, run_errand
 from trainer.cluster.inventory import Cluster
 from trainer.cluster.launch import JobError, Watcher
 from trainer.cluster.nodes import Fleet
+from trainer.cluster.outcome import Line
 from trainer.cluster.store import find_code
-from trainer.cluster.supervise import Line
 from trainer.config import parse_config
 from trainer.errors import InputError
 from trainer.events import Event

@@ -17,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table
 from rich.text import Text
 
-from trainer.cluster.supervise import Line
+from trainer.cluster.outcome import Line
 from trainer.events import Event
 
 PLAIN_INTERVAL_S = 10.0

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from trainer.cluster.inventory import Cluster
-from trainer.cluster.supervise import Line, Outcome
+from trainer.cluster.outcome import Line, Outcome
 from trainer.cluster.traffic import sum_traffic
 from trainer.events import Event
 from trainer.measure.forecast import Forecast

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from trainer.cluster.launch import PLAN_FILE
-from trainer.cluster.supervise import Outcome
+from trainer.cluster.outcome import Outcome
 from trainer.errors import EXIT_INTERRUPTED, InputError
 from trainer.events import Event
 from trainer.measure.store import find_matching, read_baseline
