@@ -143,7 +143,7 @@ class LaunchConfig:
     )
     min_hosts: int = _key(1, "With fewer hosts than that a run does not go on; it waits.", minimum=1)
     wait_s: float = _key(3600.0, "Longest wait for hosts that were lost, in seconds; then the run ends.", minimum=0)
-    silence_s: float = _key(10.0, "Seconds without a sign of life after which a host counts as lost.", exclusiveMinimum=1)
+    silence_s: float = _key(8.0, "Seconds without a sign of life after which a host counts as lost.", exclusiveMinimum=1)
     stall_s: float = _key(
         60.0,
         "A rank ends itself if a step takes so many seconds, and ten times as long as usual.",

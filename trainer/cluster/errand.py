@@ -14,7 +14,7 @@ from trainer.cluster.launch import Watcher, execute, local_tools
 from trainer.cluster.nodes import Fleet
 from trainer.cluster.outcome import Outcome
 from trainer.cluster.plan import Launch, RunPlan, make_launch
-from trainer.cluster.several import start, sweep, tools_of, write_files
+from trainer.cluster.several import make_ready, start, sweep, tools_of
 from trainer.cluster.store import Artifact, path_of
 from trainer.config import RunConfig
 
@@ -77,7 +77,7 @@ def _run_on(errand: Errand, fleet: Fleet, artifacts: Sequence[Artifact], kept: R
         theirs = dataclasses.replace(theirs, model_path=path_of(model, cluster.root), data_path=path_of(data, cluster.root))
     cables = read_cables(fleet.head.cables)
     launch = errand.send(make_launch(cluster, theirs, tools_of(fleet, artifacts[0]), kept, cables))
-    write_files(cluster, launch)
+    make_ready(cluster, launch, watcher)
     try:
         return start(fleet, launch, watcher)
     finally:

@@ -129,14 +129,15 @@ def _try_peer(interface: str, name: str, address: str, port: int, own: str) -> s
 
 
 def write(request: Request) -> Answer:
-    """Write small text files: path to content."""
+    """Write small text files, path to content; before that end the processes with ``request["word"]``, if there is one."""
+    ended = end_mentioning(request["word"]) if request["word"] else 0
     for name, text in request["files"].items():
         path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
         scratch = path.with_name(f".{path.name}-{os.getpid()}")
         scratch.write_text(text, "utf-8")
         os.replace(scratch, path)
-    return {}
+    return {"ended": ended}
 
 
 def sweep(request: Request) -> Answer:

@@ -11,7 +11,7 @@ import tarfile
 import tempfile
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import IO
 
@@ -108,9 +108,7 @@ def execute_on(fleet: Fleet, launch: Launch, watcher: Watcher, attach: Attach = 
     However it ends, no process of this run is left on any host that still answers.
     """
     make_folder(launch)
-    if launch.kept.attempt > 1:
-        sweep(fleet.cluster, launch, watcher)  # a host that was frozen, or a control side that was killed, may have left ranks
-    write_files(fleet.cluster, launch)
+    make_ready(fleet.cluster, launch, watcher)
     silent: list[str] = []
     try:
         outcome = start(fleet, launch, watcher, attach)
@@ -143,21 +141,31 @@ def sweep(
     """
     unreachable = {}
 
-    def clean(host: Host) -> str:
+    def clean(host: Host) -> int:
         try:
-            word, folder = str(launch.plan.run_dir / "plan.json"), str(launch.plan.run_dir)
-            request = {"verb": "sweep", "word": word, "remove": folder if remove else ""}
+            request = {"verb": "sweep", "word": _sign(launch), "remove": str(launch.plan.run_dir) if remove else ""}
             patience_s = _SILENT_TIMEOUT_S if host.name in silent else _SWEEP_TIMEOUT_S
-            ended = ask(host, cluster.root, request, patience_s)["ended"]
+            ended: int = ask(host, cluster.root, request, patience_s)["ended"]
         except ClusterError as error:
             unreachable[host.name] = str(error)
-            return f"whether ranks are left there is not known: {error}"
-        return f"{host.name}: ended {ended} {'process' if ended == 1 else 'processes'} that the run had left" if ended else ""
+            return 0
+        return ended
 
-    for text in on_all(cluster.hosts, clean).values():
-        if text:
-            notice(watcher, text)
+    _tell_ended(on_all(cluster.hosts, clean), watcher)
+    for error in unreachable.values():
+        notice(watcher, f"whether ranks are left there is not known: {error}")
     return unreachable
+
+
+def _tell_ended(counts: Mapping[str, int], watcher: Watcher) -> None:
+    for name, ended in counts.items():
+        if ended:
+            notice(watcher, f"{name}: ended {ended} {'process' if ended == 1 else 'processes'} that the run had left")
+
+
+def _sign(launch: Launch) -> str:
+    """Return the word that only this run's processes have on their command lines."""
+    return str(launch.plan.run_dir / "plan.json")
 
 
 def notice(watcher: Watcher, text: str) -> None:
@@ -165,10 +173,14 @@ def notice(watcher: Watcher, text: str) -> None:
     watcher.on_event({"event": "notice", "rank": 0, "time": time.time(), "text": text})
 
 
-def write_files(cluster: Cluster, launch: Launch) -> None:
-    """Put the run's files into its folder on every host."""
+def make_ready(cluster: Cluster, launch: Launch, watcher: Watcher) -> None:
+    """Put the run's files into its folder on every host, and end what an earlier attempt has left there.
+
+    A host that was frozen, or a control side that was killed, may have left ranks.
+    """
     files = {str(launch.plan.run_dir / name): text for name, text in launch.files.items()}
-    on_all(cluster.hosts, lambda host: ask(host, cluster.root, {"verb": "write", "files": files}))
+    request = {"verb": "write", "files": files, "word": _sign(launch) if launch.kept.attempt > 1 else ""}
+    _tell_ended(on_all(cluster.hosts, lambda host: ask(host, cluster.root, request)["ended"]), watcher)
 
 
 def bring_back(cluster: Cluster, launch: Launch, watcher: Watcher) -> None:

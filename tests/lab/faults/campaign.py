@@ -37,7 +37,6 @@ SETTINGS = {
     "adapter.rank": 8,
     "speed.balance": "tokens",  # equal shares whatever else the machine does: only then are two runs equal bit by bit
     "checkpoint.every_steps": 10,
-    "launch.silence_s": 8,
 }
 _START_S, _END_S, _MOST_RESUMES = 90.0, 240.0, 4
 
