@@ -824,13 +824,24 @@ def test_a_silent_host_ends_the_job(clock: SimpleNamespace) -> None:
 
     def take(event: Event) -> None:
         seen.append(event["event"])
-        clock.now += {"step": 0.8, "again": 0.9}.get(event["event"], 0.0)
+        clock.now += {"step": 1.1, "again": 0.6}.get(event["event"], 0.0)
 
     def rest(_: Line) -> None: ...
 
     supervisor = Supervisor(take, rest, silence_s=1.5)  # in all less than a sleep of our own, should all lines come at once
     assert supervisor.run(script(BEATING), {}) == Outcome(75, "no sign of life from beta for 2 s", silent=("beta",))
     assert seen == ["started", "step", "again", "notice"]  # said at once: to end the others takes seconds
+
+
+def test_all_hosts_are_silent_if_the_head_is(clock: SimpleNamespace) -> None:
+    """What all hosts say comes by way of the head: if it hangs nobody is heard, and whose beat was the last means nothing."""
+
+    def take(event: Event) -> None:
+        clock.now += {"step": 0.3, "again": 1.3}.get(event["event"], 0.0)
+
+    supervisor = Supervisor(take, lambda _: None, silence_s=1.5)
+    lost = Outcome(75, "no sign of life from alpha and beta for 2 s", silent=("alpha", "beta"))
+    assert supervisor.run(script(BEATING), {}) == lost
 
 
 def test_a_sleep_of_our_own_is_no_silence_of_others(clock: SimpleNamespace) -> None:

@@ -184,8 +184,10 @@ class Supervisor:
         if slept_s > _SLEPT_S:
             self._beats = {host: heard_at + slept_s for host, heard_at in self._beats.items()}
         self._looked_at = now
-        silent = [host for host, heard_at in sorted(self._beats.items()) if now - heard_at > (self._silence_s or math.inf)]
-        if silent and not self._evidence.is_ended:
+        limit_s = self._silence_s or math.inf
+        silent_s = {host: now - heard_at for host, heard_at in sorted(self._beats.items())}
+        if any(seconds > limit_s for seconds in silent_s.values()) and not self._evidence.is_ended:
+            silent = [host for host, seconds in silent_s.items() if seconds > limit_s / 2]  # all of them, if the head hangs
             message = f"no sign of life from {' and '.join(silent)} for {self._silence_s:.0f} s"
             self._evidence.miss(silent, message)
             self._evidence.is_ended = True
