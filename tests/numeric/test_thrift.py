@@ -18,7 +18,7 @@ from support import peak_of, write_tiny_model
 from trainer.config import AdapterConfig
 from trainer.data.batch import pack_batch
 from trainer.data.tokens import TokenRow
-from trainer.model import kernels
+from trainer.model import kernels, substitutes
 from trainer.model.lora import attach_adapter
 from trainer.model.loss import summed_loss
 from trainer.model.network import Network
@@ -52,7 +52,7 @@ def load(folder: Path, **adapter: Any) -> Network:
 
 def thrifty(network: Network) -> list[str]:
     """Return which modules keep nothing of their output."""
-    kinds = (kernels.ThriftyRMSNorm, kernels.gated(llama.MLP))
+    kinds = (kernels.ThriftyRMSNorm, substitutes.gated(llama.MLP))
     return sorted(name for name, module in network.model.named_modules() if type(module) in kinds)
 
 
@@ -72,7 +72,7 @@ def test_less_memory_and_the_same_bits(folder: Path, monkeypatch: pytest.MonkeyP
     parts = ("input_layernorm", "mlp", "post_attention_layernorm")
     assert thrifty(saving) == sorted(f"model.layers.{layer}.{part}" for layer in range(8) for part in parts)
     found, less = gradients(saving), peak(saving)
-    monkeypatch.setattr(kernels, "find_thrifty", lambda _: [])
+    monkeypatch.setattr(substitutes, "find_thrifty", lambda _: [])
     keeping = load(folder)
     assert thrifty(keeping) == []
     expected, more = gradients(keeping), peak(keeping)

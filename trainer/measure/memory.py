@@ -184,7 +184,7 @@ def _token_numbers(anatomy: Anatomy) -> int:
 
 
 def _computed_again(anatomy: Anatomy, config: RunConfig) -> int:
-    """Return the numbers of these that need not be kept: see `trainer.model.kernels.find_thrifty`."""
+    """Return the numbers of these that need not be kept: see `trainer.model.substitutes.find_thrifty`."""
     if config.adapter.kind != "lora" or config.adapter.dropout or anatomy.is_quantized:
         return 0
     adapted = {key.rpartition(".")[2] for key in config.adapter.keys or anatomy.linear if key in anatomy.linear}

@@ -2,9 +2,7 @@
 
 MLX's CPU kernels on x86 compute ``exp`` one number at a time (12 ns each; NumPy's takes 1) and build a norm or a rotation of
 six passes that all stay in memory until the gradient is known. The pieces here compute the same, to float rounding, and keep
-only what their gradient needs. `install` puts them into a model without touching mlx_lm's files: modules get a subclass of
-their own class, and the two functions that mlx_lm's models import by name, ``swiglu`` and ``scaled_dot_product_attention``,
-are replaced in the model's module. On a GPU nothing is installed.
+only what their gradient needs. `trainer.model.substitutes` puts them into a model.
 
 Shapes: B rows, H heads, G key-value heads, T tokens, D head size; x [..., N] for what treats positions alone.
 """
@@ -12,8 +10,7 @@ Shapes: B rows, H heads, G key-value heads, T tokens, D head size; x [..., N] fo
 from __future__ import annotations
 
 import functools
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, cast
 
 import mlx.core as mx
@@ -25,65 +22,11 @@ from numpy.typing import NDArray
 from trainer.model.pending import Floats, Pending, ghost_like
 from trainer.model.segments import PackedOffset, Segments
 
-_FED_BY_NORMS = (
-    ("input_layernorm", "self_attn", ("q_proj", "k_proj", "v_proj")),
-    ("post_attention_layernorm", "mlp", ("gate_proj", "up_proj")),
-)
-
 
 def view(array: mx.array) -> Floats:
     """Return the numbers of ``array`` where they lie; not to be written to."""
     mx.eval(array)
     return np.array(array, copy=False)
-
-
-def install(model: nn.Module) -> None:
-    """Let ``model`` (float32, on a CPU) compute by these kernels; modules that have none keep their own."""
-    for _, module in model.named_modules():
-        for kind, fast in ((nn.RMSNorm, FastRMSNorm), (nn.RoPE, FastRoPE), (LoRALinear, FastLoRALinear)):
-            if type(module) is kind and _fits(module):
-                module.__class__ = fast
-    home = sys.modules[type(model).__module__]
-    for name, kind in _REPLACED.items():
-        original = getattr(home, name, None)
-        if original is not None and not isinstance(original, kind):
-            setattr(home, name, kind(original))
-
-
-def find_thrifty(layers: Sequence[nn.Module]) -> list[tuple[nn.Module, type]]:
-    """Return the norms and MLPs of ``layers`` whose output, or product, need not be kept, each with the class that saves it.
-
-    That is so where only adapted products of ours are fed by it. Names do not tell all of it: who puts the classes in tries
-    whether the model still computes the same.
-    """
-    found: list[tuple[nn.Module, type]] = []
-    for layer in layers:
-        for norm, part, products in _FED_BY_NORMS:
-            fed = getattr(layer, part, None)
-            if type(getattr(layer, norm, None)) is FastRMSNorm and _are_ours(fed, products):
-                found.append((getattr(layer, norm), ThriftyRMSNorm))
-        mlp = getattr(layer, "mlp", None)
-        if type(mlp) not in _GATED.values() and _are_ours(mlp, ("gate_proj", "up_proj", "down_proj")):
-            found.append((mlp, gated(type(mlp))))
-    return found
-
-
-def _are_ours(module: nn.Module | None, names: tuple[str, ...]) -> bool:
-    return all(type(getattr(module, name, None)) is FastLoRALinear for name in names)
-
-
-def can_install(model: nn.Module) -> bool:
-    """Whether the kernels apply: MLX computes on a CPU, and in float32."""
-    weights = [module.weight for module in model.modules() if isinstance(module, nn.RMSNorm)]
-    on_cpu = mx.default_device().type == mx.DeviceType.cpu
-    return on_cpu and bool(weights) and all(weight.dtype == mx.float32 for weight in weights)
-
-
-def _fits(module: nn.Module) -> bool:
-    if not isinstance(module, LoRALinear):
-        return True
-    # a dropout draws from MLX's random numbers: left to MLX. p is 1 - the share that is dropped
-    return type(module.linear) is nn.Linear and module.linear.weight.dtype == mx.float32 and module.dropout._p_1 == 1.0
 
 
 class FastRMSNorm(nn.RMSNorm):  # type: ignore[misc]
@@ -235,24 +178,6 @@ class Swiglu:
         return cast(mx.array, _swiglu(gate, x))
 
 
-_GATED: dict[type, type] = {}
-
-
-def gated(kind: type) -> type:
-    """Return a subclass of an MLP's class that keeps nothing of the product of its gate."""
-
-    class Gated(kind):  # type: ignore[misc]
-        def __call__(self, x: Any) -> mx.array:
-            Swiglu.saves = True
-            try:
-                return cast(mx.array, kind.__call__(self, x))
-            finally:
-                Swiglu.saves = False
-
-    Gated.__name__ = Gated.__qualname__ = kind.__name__
-    return _GATED.setdefault(kind, Gated)
-
-
 def _gate(gate: mx.array, x: mx.array) -> Floats:
     numbers = view(gate)
     with np.errstate(over="ignore"):
@@ -364,6 +289,3 @@ def _weights(queries: Floats, keys: Floats) -> Floats:
     np.exp(blocks, out=blocks)
     blocks /= blocks.sum(axis=-1, keepdims=True)
     return scores
-
-
-_REPLACED: dict[str, type] = {"swiglu": Swiglu, "scaled_dot_product_attention": Attention}

@@ -19,7 +19,7 @@ import numpy as np
 
 from trainer.data.batch import Batch, pack_batch
 from trainer.data.tokens import TokenRow
-from trainer.model import kernels
+from trainer.model import substitutes
 from trainer.model.segments import PackedRoPE, Segments
 
 _TOLERANCE = 2e-2
@@ -52,9 +52,9 @@ class Network:
         if skipped:
             self.shed(skipped)
         self._handle: Handle | None = None
-        self.has_kernels = use_kernels and kernels.can_install(model)
+        self.has_kernels = use_kernels and substitutes.can_install(model)
         if self.has_kernels:
-            kernels.install(model)
+            substitutes.install(model)
         self.is_selective = self._install() and self._selects()
         self.is_packable = packing and self.is_selective and self._packs()
         if self.has_kernels and self.is_selective:
@@ -159,7 +159,7 @@ class Network:
 
     def _save_memory(self) -> None:
         """Let adapted layers keep nothing that is cheap to compute again, if the model then gives what it gave before."""
-        thrifty = kernels.find_thrifty(self.layers)
+        thrifty = substitutes.find_thrifty(self.layers)
         batch = _probe()
         before, classes = self.hidden(batch), [type(module) for module, _ in thrifty]
         for module, kind in thrifty:

@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from trainer.config import AdapterConfig
-from trainer.model import kernels
+from trainer.model import substitutes
 from trainer.model.lora import count_layers
 from trainer.model.network import Skip
 from trainer.model.segments import Segments
@@ -44,8 +44,8 @@ class Trunk:
         ``tick`` is told how many of the layers are done.
         """
         model = self._load()
-        if self._use_kernels and kernels.can_install(model):
-            kernels.install(model)
+        if self._use_kernels and substitutes.can_install(model):
+            substitutes.install(model)
         layers = model.model.layers
         real = list(layers)
         hidden: list[mx.array | None] = [None] * len(rows)
