@@ -9,6 +9,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -234,6 +235,7 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="a file for one line of JSON a run")
     parser.add_argument("--table", type=Path, help="a file for the table")
     options = parser.parse_args()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it, and so would their runs
     faults = [fault for fault in FAULTS if options.only in fault.name]
     results = []
     with tempfile.TemporaryDirectory(prefix="flotilla-campaign-") as folder:
