@@ -142,7 +142,7 @@ def run_script(num_ranks: int, script: Path, *arguments: str, scratch: Path) -> 
     tools = Tools(mpi=find_open_mpi(), python=Path(sys.executable), project_root=PROJECT_ROOT, is_root=os.geteuid() == 0)
     hostfile = scratch / f"hostfile-{num_ranks}"
     hostfile.write_text(render_open_mpi(local_cluster(num_ranks)))
-    command = mpirun_command(local_cluster(num_ranks), tools, hostfile, rank_environment(tools))
+    command = mpirun_command(local_cluster(num_ranks), tools, hostfile, scratch / "session", rank_environment(tools))
     log = Log()
     outcome = Supervisor(log.on_event, log.on_line).run([*command, str(script), *arguments], {})
     assert outcome.exit_code == 0, [line.text for line in log.lines]

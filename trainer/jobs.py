@@ -14,6 +14,7 @@ from typing import Any
 from trainer.cluster.call import ask
 from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.lock import Lock, find_holder
+from trainer.cluster.plan import PLAN_FILE
 from trainer.cluster.ssh import on_all
 from trainer.errors import ClusterError, InputError
 from trainer.report.story import Story, ago, read_story
@@ -162,8 +163,8 @@ def _sweep(cluster: Cluster, say: Callable[[str], None]) -> Sequence[int]:
             holder = ask(host, cluster.root, {"verb": "holder", "folder": str(cluster.root / "runs")})["holder"]
             if holder is None:
                 return 0
-            word = str(Path(str(holder["run"])) / "plan.json")
-            ended = ask(host, cluster.root, {"verb": "sweep", "word": word, "remove": ""})["ended"]
+            plan = str(Path(str(holder["run"])) / PLAN_FILE)
+            ended = ask(host, cluster.root, {"verb": "sweep", "plan": plan, "remove": ""})["ended"]
         except (ClusterError, KeyError) as error:
             say(f"{host.name}: {error}")
             return 0

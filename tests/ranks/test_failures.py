@@ -9,6 +9,7 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,6 +17,7 @@ from support import Log, plan_tiny, run, with_program
 
 from trainer.cluster.outcome import Outcome
 from trainer.cluster.plan import Launch
+from trainer.cluster.sessions import name_session
 from trainer.data.order import global_batch_at
 from trainer.data.store import digest_index, read_index
 from trainer.errors import ClusterError
@@ -45,13 +47,13 @@ def seconds_after(kind: str, log: Log, ended_at: float) -> float:
 def test_a_rank_that_fails_in_a_step_ends_all_ranks(
     tiny_model: Path, tiny_data: Path, tmp_path: Path, how: str, exit_code: int, message: str
 ) -> None:
-    """While the others wait in the all-reduce, an exception, an exit or a kill on rank 1 ends the job at once."""
-    import time
-
-    outcome, log = run_broken(plan_tiny(tiny_model, tiny_data, tmp_path, 3), how)
+    """While the others wait in the all-reduce, an exception, an exit or a kill on rank 1 ends the job at once, traceless."""
+    launch = plan_tiny(tiny_model, tiny_data, tmp_path, 3)
+    outcome, log = run_broken(launch, how)
     ended_at = time.time()
     assert (outcome.exit_code, outcome.message) == (exit_code, message)
     assert seconds_after("planned", log, ended_at) < SOON_S
+    assert not name_session(launch.plan.file, 1).exists()
 
 
 @pytest.mark.parametrize(("how", "exit_code"), [("raises", 70), ("is killed", 75)])

@@ -20,6 +20,7 @@ from trainer.cluster.call import BOOT, ask, make_bundle
 from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.nodes import Fleet, Node
 from trainer.cluster.openmpi import OpenMPI
+from trainer.cluster.sessions import name_session, remove_sessions
 from trainer.cluster.store import Artifact, deliver, find_code, find_data, find_missing, path_of
 from trainer.errors import ClusterError
 from trainer.fingerprint import hash_files
@@ -260,20 +261,24 @@ def test_the_modules_sent_along_need_only_python(tmp_path: Path) -> None:
 
 
 def test_a_sweep_ends_exactly_one_run(root: Path, tmp_path: Path) -> None:
-    """Processes that name the run's plan end, even if they do not want to; those of another run go on."""
+    """Processes that name the run's plan end, even if they do not want to, and its sessions go; another run's stay."""
     stubborn = "import signal, sys; signal.signal(signal.SIGTERM, signal.SIG_IGN); print('up', flush=True); input()"
     plans = [tmp_path / "run" / "plan.json", tmp_path / "run-2" / "plan.json"]
     started = [
         subprocess.Popen([sys.executable, "-c", stubborn, "--plan", str(plan)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         for plan in plans
     ]
-    for process in started:
+    sessions = [name_session(plan, 3) for plan in plans]
+    for process, session in zip(started, sessions, strict=True):
         assert process.stdout is not None
         process.stdout.readline()
-    answer = ask(HERE, PurePosixPath(root), {"verb": "sweep", "word": str(plans[0]), "remove": ""})
+        (session / "ompi.7").mkdir(parents=True)
+    answer = ask(HERE, PurePosixPath(root), {"verb": "sweep", "plan": str(plans[0]), "remove": ""})
     assert answer == {"ended": 1}
     assert started[0].wait(10) == -signal.SIGKILL
     assert started[1].poll() is None
+    assert [session.exists() for session in sessions] == [False, True]
+    remove_sessions(plans[1])
     started[1].communicate(b"\n")
     for process in started:
         for stream in (process.stdin, process.stdout):

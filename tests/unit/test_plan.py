@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import json
+import re
 import shlex
 import sys
 import tomllib
@@ -17,11 +18,13 @@ from trainer.cluster import plan as plan_module
 from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.openmpi import OpenMPI
 from trainer.cluster.plan import Launch, RunPlan, Tools, make_launch
+from trainer.cluster.sessions import name_session
 from trainer.config import RunConfig, parse_config
 from trainer.fingerprint import hash_model
 from trainer.recipe import load_config
 
 RUN = Path("/home/me/flotilla/runs/20260101-120000-pirate")
+SESSION = str(name_session(RUN / "plan.json", 1))
 LOCAL = Cluster(hosts=(Host(name="this-machine", slots=2, management="localhost", is_local=True),))
 PAIR = Cluster(
     hosts=(
@@ -83,9 +86,17 @@ def expected(
 ) -> list[str]:
     command = ["/env/bin/mpirun", *root, "-np", str(world_size), "--hostfile", f"{RUN}/hostfile"]
     command += ["--map-by", "slot", "--bind-to", "none", "--output", "tag", *mac]
-    command += ["--prtemca", "prte_tmpdir_base", "/tmp", *links]
+    command += ["--prtemca", "prte_tmpdir_base", SESSION, *links]
     command += ["--mca", "pml", "ob1", "--mca", "btl", transports, "--mca", "mpi_yield_when_idle", "1"]
     return [*command, *EXPORTS, "/env/bin/python", "-P", "-m", "trainer", "train", "--plan", f"{RUN}/plan.json"]
+
+
+def test_sessions() -> None:
+    """Open MPI's folder is short, in /tmp, and no other run's nor that of another start of the same run."""
+    plans = [RUN / "plan.json", RUN.with_name("20260101-120000-pirate-2") / "plan.json"]
+    names = [str(name_session(plan, attempt)) for plan in plans for attempt in (1, 2, 11)]
+    assert len(set(names)) == 6
+    assert all(re.fullmatch(r"/tmp/flotilla-[0-9a-f]{8}\.\d+", name) for name in names)
 
 
 def test_local_command() -> None:
@@ -233,6 +244,6 @@ def test_fingerprint(tmp_path: Path) -> None:
 
 
 def test_no_machine_in_the_source() -> None:
-    """mpirun's folder for sockets is the only path that the plan itself brings along."""
+    """The plan itself brings no path along; where Open MPI's sessions are is `trainer.cluster.sessions`'s to say."""
     source = Path(plan_module.__file__).read_text("utf-8")
-    assert [part for part in source.split('"') if part.startswith("/")] == ["/tmp"]
+    assert [part for part in source.split('"') if part.startswith("/")] == []

@@ -18,7 +18,8 @@ from typing import Protocol
 from trainer.cluster.inventory import Cluster
 from trainer.cluster.openmpi import find_open_mpi
 from trainer.cluster.outcome import Line, Outcome
-from trainer.cluster.plan import Launch, RunPlan, Tools, make_launch
+from trainer.cluster.plan import PLAN_FILE, Launch, RunPlan, Tools, make_launch
+from trainer.cluster.sessions import remove_sessions
 from trainer.cluster.supervise import Supervisor
 from trainer.config import RunConfig, render_toml
 from trainer.errors import EXIT_BUG, InputError
@@ -26,7 +27,6 @@ from trainer.events import Event
 from trainer.paths import PROJECT_ROOT, point_latest
 
 _LAST_LINES = 30  # shown when preparing ends with a bug; it has no log
-PLAN_FILE = "plan.json"
 NOT_YET = "(found when the run starts)"
 
 
@@ -135,7 +135,10 @@ def execute(launch: Launch, watcher: Watcher, attach: Attach = lambda _: None) -
     make_folder(launch)
     supervisor = make_supervisor(launch, watcher)
     attach(supervisor)
-    return supervisor.run(launch.argv, launch.env)
+    try:
+        return supervisor.run(launch.argv, launch.env)
+    finally:
+        remove_sessions(launch.plan.file)
 
 
 def make_supervisor(launch: Launch, watcher: Watcher) -> Supervisor:

@@ -27,6 +27,7 @@ from typing import IO, Any
 from trainer.cluster.lock import HOST_LOCK, find_holder
 from trainer.cluster.processes import end_mentioning
 from trainer.cluster.room import read_room
+from trainer.cluster.sessions import remove_sessions
 from trainer.fingerprint import hash_files
 from trainer.interfaces import Interface, find_owner, list_interfaces, read_counters
 
@@ -129,8 +130,8 @@ def _try_peer(interface: str, name: str, address: str, port: int, own: str) -> s
 
 
 def write(request: Request) -> Answer:
-    """Write small text files, path to content; before that end the processes with ``request["word"]``, if there is one."""
-    ended = end_mentioning(request["word"]) if request["word"] else 0
+    """Write small text files, path to content; before that sweep up what an earlier start of ``request["plan"]`` has left."""
+    ended = sweep_up(request["plan"]) if request["plan"] else 0
     for name, text in request["files"].items():
         path = Path(name)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -141,11 +142,18 @@ def write(request: Request) -> Answer:
 
 
 def sweep(request: Request) -> Answer:
-    """End the processes that have ``request["word"]`` on their command line, and remove a folder if one is named."""
-    ended = end_mentioning(request["word"])
+    """Sweep up what a run has left that has the plan ``request["plan"]``, and remove a folder if one is named."""
+    ended = sweep_up(request["plan"])
     if request["remove"]:
         shutil.rmtree(request["remove"], ignore_errors=True)
     return {"ended": ended}
+
+
+def sweep_up(plan_file: str) -> int:
+    """End the processes that name ``plan_file`` and remove their Open MPI sessions; returns how many were ended."""
+    ended = end_mentioning(plan_file)
+    remove_sessions(Path(plan_file))
+    return ended
 
 
 def find_missing(request: Request) -> Answer:

@@ -17,9 +17,11 @@ from typing import Any
 from trainer.cluster.hostfile import Cables, render_backend, render_open_mpi
 from trainer.cluster.inventory import Cluster
 from trainer.cluster.openmpi import OpenMPI
+from trainer.cluster.sessions import name_session
 from trainer.config import RunConfig, parse_config, render_toml
 
 PLAN_VERSION = 1
+PLAN_FILE = "plan.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,11 @@ class RunPlan:
     inventory: str = ""
     resume_from: Path | None = None
     attempt: int = 1
+
+    @property
+    def file(self) -> Path:
+        """Where the plan is; every process of the run has this on its command line."""
+        return self.run_dir / PLAN_FILE
 
     def render(self) -> str:
         """Return the plan as JSON, the content of ``plan.json``."""
@@ -126,23 +133,23 @@ def make_launch(cluster: Cluster, plan: RunPlan, tools: Tools, kept: RunPlan | N
 
     Raises `ClusterError` if the backend cannot work on this cluster.
     """
-    hostfile, plan_file = plan.run_dir / "hostfile", plan.run_dir / "plan.json"
+    hostfile = plan.run_dir / "hostfile"
     backend_files, backend_env = render_backend(plan.config.launch.backend, cluster, plan.run_dir, cables)
     env = {**rank_environment(tools), **backend_env}
     argv = [
-        *mpirun_command(cluster, tools, hostfile, env),
-        *("-P", "-m", "trainer", "train", "--plan", str(plan_file)),
+        *mpirun_command(cluster, tools, hostfile, name_session(plan.file, plan.attempt), env),
+        *("-P", "-m", "trainer", "train", "--plan", str(plan.file)),
     ]
     files = {
         "hostfile": render_open_mpi(cluster),
         **backend_files,
         "config.toml": render_toml(plan.config),
-        "plan.json": plan.render(),
+        PLAN_FILE: plan.render(),
     }
     return Launch(plan=plan, kept=kept or plan, argv=tuple(argv), env=env, files=files)
 
 
-def mpirun_command(cluster: Cluster, tools: Tools, hostfile: Path, env: Mapping[str, str]) -> list[str]:
+def mpirun_command(cluster: Cluster, tools: Tools, hostfile: Path, session: Path, env: Mapping[str, str]) -> list[str]:
     """Return the command up to and with the Python interpreter; docs/architecture.md explains every option."""
     transports = "self,sm" if cluster.is_local else "self,sm,tcp"
     return [
@@ -152,7 +159,7 @@ def mpirun_command(cluster: Cluster, tools: Tools, hostfile: Path, env: Mapping[
         *("--output", "tag"),
         *(["--wdir", str(tools.root)] if tools.root else []),
         *(["--leave-session-attached"] if tools.is_mac else []),
-        *("--prtemca", "prte_tmpdir_base", "/tmp"),  # noqa: S108, macOS's own is too long for a socket's name
+        *("--prtemca", "prte_tmpdir_base", str(session)),
         *_choose_links(cluster),
         *("--mca", "pml", "ob1", "--mca", "btl", transports, "--mca", "mpi_yield_when_idle", "1"),
         *(word for name, value in env.items() for word in ("-x", f"{name}={value}")),

@@ -143,7 +143,7 @@ def sweep(
 
     def clean(host: Host) -> int:
         try:
-            request = {"verb": "sweep", "word": _sign(launch), "remove": str(launch.plan.run_dir) if remove else ""}
+            request = {"verb": "sweep", "plan": str(launch.plan.file), "remove": str(launch.plan.run_dir) if remove else ""}
             patience_s = _SILENT_TIMEOUT_S if host.name in silent else _SWEEP_TIMEOUT_S
             ended: int = ask(host, cluster.root, request, patience_s)["ended"]
         except ClusterError as error:
@@ -163,11 +163,6 @@ def _tell_ended(counts: Mapping[str, int], watcher: Watcher) -> None:
             notice(watcher, f"{name}: ended {ended} {'process' if ended == 1 else 'processes'} that the run had left")
 
 
-def _sign(launch: Launch) -> str:
-    """Return the word that only this run's processes have on their command lines."""
-    return str(launch.plan.run_dir / "plan.json")
-
-
 def notice(watcher: Watcher, text: str) -> None:
     """Tell the person who follows the run."""
     watcher.on_event({"event": "notice", "rank": 0, "time": time.time(), "text": text})
@@ -179,7 +174,7 @@ def make_ready(cluster: Cluster, launch: Launch, watcher: Watcher) -> None:
     A host that was frozen, or a control side that was killed, may have left ranks.
     """
     files = {str(launch.plan.run_dir / name): text for name, text in launch.files.items()}
-    request = {"verb": "write", "files": files, "word": _sign(launch) if launch.kept.attempt > 1 else ""}
+    request = {"verb": "write", "files": files, "plan": str(launch.plan.file) if launch.kept.attempt > 1 else ""}
     _tell_ended(on_all(cluster.hosts, lambda host: ask(host, cluster.root, request)["ended"]), watcher)
 
 

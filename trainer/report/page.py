@@ -12,7 +12,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 import trainer
-from trainer.cluster.launch import PLAN_FILE
+from trainer.cluster.plan import PLAN_FILE
 from trainer.errors import InputError
 from trainer.measure.store import FILE, find_baseline, read_baseline
 from trainer.paths import baselines_dir, find_beside, runs_dir

@@ -14,8 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from trainer.cluster.launch import PLAN_FILE
 from trainer.cluster.outcome import Outcome
+from trainer.cluster.plan import PLAN_FILE
 from trainer.errors import EXIT_INTERRUPTED, InputError
 from trainer.events import Event
 from trainer.measure.store import find_matching, read_baseline
