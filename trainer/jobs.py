@@ -132,8 +132,8 @@ def _ask_holder(host: Host, cluster: Cluster) -> str:
 def stop_jobs(runs: Path, run: str, cluster: Cluster | None, *, at_once: bool, say: Callable[[str], None]) -> int:
     """Ask the run named ``run``, or all that are going on from here, to stop after the step, and wait until they have.
 
-    ``at_once`` does not wait for the step. With a ``cluster``, ranks that nobody leads any more are ended on its hosts as well.
-    Returns how many were stopped.
+    ``at_once`` does not wait for the step. With a ``cluster``, and if nothing is going on from here, ranks are ended on its
+    hosts, as of a run that nobody leads any more. Returns how many were stopped.
     """
     jobs = [job for job in find_jobs(runs) if not run or Path(str(job.get("run"))).name == Path(run).name]
     for job in jobs:
@@ -142,7 +142,7 @@ def stop_jobs(runs: Path, run: str, cluster: Cluster | None, *, at_once: bool, s
                 os.kill(job["pid"], signal.SIGTERM)
             time.sleep(_TICK_S if at_once else 0)
         say(f"{Path(str(job.get('run') or 'a run that was being prepared')).name}: " + _wait_for(job, runs))
-    num_swept = sum(_sweep(cluster, say)) if cluster and not cluster.is_local and not jobs else 0
+    num_swept = sum(_sweep(cluster, run, say)) if cluster and not cluster.is_local and not jobs else 0
     return len(jobs) + num_swept
 
 
@@ -155,13 +155,13 @@ def _wait_for(job: dict[str, Any], runs: Path) -> str:
     return "has stopped; ./inv train --resume goes on with it"
 
 
-def _sweep(cluster: Cluster, say: Callable[[str], None]) -> Sequence[int]:
-    """End on each host the ranks that hold its lock; returns how many hosts had some."""
+def _sweep(cluster: Cluster, run: str, say: Callable[[str], None]) -> Sequence[int]:
+    """End on each host the ranks that hold its lock, of ``run`` or, if that is empty, of any; returns how many had some."""
 
     def end(host: Host) -> int:
         try:
             holder = ask(host, cluster.root, {"verb": "holder", "folder": str(cluster.root / "runs")})["holder"]
-            if holder is None:
+            if holder is None or (run and Path(str(holder["run"])).name != Path(run).name):
                 return 0
             plan = str(Path(str(holder["run"])) / PLAN_FILE)
             ended = ask(host, cluster.root, {"verb": "sweep", "plan": plan, "remove": ""})["ended"]

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from types import FrameType
 
+from trainer.cluster.interruptions import taken_by
 from trainer.cluster.inventory import Cluster
 from trainer.cluster.launch import Attach
 from trainer.cluster.outcome import Line, Outcome
@@ -21,6 +20,7 @@ from trainer.events import Event
 
 _MOST_FRUITLESS = 3  # losses in a row without a new step between them: something else is wrong
 _MOST_REFUSED = 10  # starts in a row that came to nothing: a host that has just come back may not be ready for some seconds
+_MOST_WITH_NEWCOMERS = 2  # of these, before those who have just come back are left out for good
 _LOOK_EVERY_S = 2.0
 _LOOK_FOR_THE_LOST_EVERY_S = 10.0
 
@@ -45,15 +45,17 @@ class Onward:
         self._absent, self._rest, self._clock = absent, rest, clock
         self._supervisor: Supervisor | None = None
         self._newest_step = 0
-        self._has_started = False  # in this attempt
+        self.has_started = False  # in this attempt
         self._was_stopped = False
         self._are_back = threading.Event()
         self._is_recalled = False
+        self._is_called_off = False  # by Ctrl-C or its kin, while no supervisor was there to take it
+        self._tried: Cluster | None = None  # the hosts that have made a step together last
 
     def on_event(self, event: Event) -> None:
         """Take note of how far the run is; at a checkpoint it makes room for hosts that are back."""
         if event["event"] == "started":
-            self._has_started = True
+            self.has_started = True
         if event["event"] == "step":
             self._newest_step = max(self._newest_step, event["step"])
         if event["event"] == "done":
@@ -70,34 +72,55 @@ class Onward:
 
         Raises the `ClusterError` of the first start; those of later ones are losses.
         """
+        with taken_by(self._call_off):
+            return self._follow(start)
+
+    def _follow(self, start: Start) -> Outcome:
         cluster, fruitless, refused, has_run = self._whole, 0, 0, False
         while True:
             before = self._newest_step
             outcome = self._attempt(start, cluster, is_first=not has_run)
+            has_progressed = self._newest_step > before
+            if has_progressed:
+                self._tried = cluster
             if self._is_recalled and self._was_stopped and not outcome.exit_code:
                 self._say("the run goes on with the hosts that are back")
-            elif not self._is_loss(outcome, is_first=not has_run) or self._settings.on_loss == "stop":
+            elif not self._is_loss(outcome, cluster, is_first=not has_run) or self._settings.on_loss == "stop":
                 return outcome
+            elif self.has_started and outcome.exit_code == StalledError.exit_code:
+                refused, fruitless = 0, 0 if has_progressed else fruitless + 1
             else:
-                refused = 0 if self._has_started else refused + 1
-                if self._has_started:
-                    fruitless = 0 if self._newest_step > before else fruitless + 1
-                if fruitless == _MOST_FRUITLESS or refused == _MOST_REFUSED:
-                    return dataclasses.replace(outcome, message=f"{outcome.message} (again and again without a step between)")
-                if refused:
-                    self._rest(_LOOK_EVERY_S)
+                refused += 1
+            if fruitless == _MOST_FRUITLESS or refused == _MOST_REFUSED:
+                return dataclasses.replace(outcome, message=f"{outcome.message} (again and again without a step between)")
+            if refused == _MOST_WITH_NEWCOMERS and self._leave_out_newcomers(cluster, outcome):
+                refused = 0
+            if refused:
+                self._rest(_LOOK_EVERY_S)
             has_run = True
-            with _interruptions_raised():
-                try:
-                    found = self._gather(outcome)
-                except KeyboardInterrupt:
-                    return Outcome(EXIT_INTERRUPTED, "interrupted while hosts were awaited")
+            found = None if self._is_called_off else self._gather(outcome)
+            if self._is_called_off:
+                return Outcome(EXIT_INTERRUPTED, "; ".join(filter(None, ("interrupted between two starts", outcome.message))))
             if found is None:
-                return dataclasses.replace(outcome, message=f"{outcome.message}; the hosts that are missing did not come back")
+                code, reason = outcome.exit_code or StalledError.exit_code, "the hosts that are missing did not come back"
+                return dataclasses.replace(outcome, exit_code=code, message="; ".join(filter(None, (outcome.message, reason))))
             cluster = found
 
+    def _call_off(self, _number: int, _frame: FrameType | None) -> None:
+        self._is_called_off = True
+
+    def _leave_out_newcomers(self, cluster: Cluster, outcome: Outcome) -> bool:
+        """Do without the hosts of ``cluster`` that have come back and cannot take part; returns whether there are any."""
+        proven = {host.name for host in self._tried.hosts} if self._tried else set()
+        newcomers = {host.name: "" for host in cluster.hosts if host.name not in proven}
+        if not proven or not newcomers:
+            return False
+        self._whole = without(self._whole, newcomers)
+        self._say(f"{outcome.message}: going on without {' and '.join(newcomers)}")
+        return True
+
     def _attempt(self, start: Start, cluster: Cluster, *, is_first: bool) -> Outcome:
-        self._has_started = self._was_stopped = self._is_recalled = False
+        self.has_started = self._was_stopped = self._is_recalled = False
         self._are_back.clear()
         ended = threading.Event()
         is_short = len(cluster.hosts) < len(self._whole.hosts)
@@ -106,6 +129,8 @@ class Onward:
             lookout.start()
         try:
             return start(cluster, self._attach)
+        except _CalledOff:
+            return Outcome(EXIT_INTERRUPTED, "interrupted")
         except ClusterError as error:
             if is_first:
                 raise
@@ -115,19 +140,26 @@ class Onward:
             self._supervisor = None
 
     def _attach(self, supervisor: Supervisor) -> None:
+        if self._is_called_off:
+            raise _CalledOff
         self._supervisor = supervisor
 
     def _look_out(self, ended: threading.Event, num_hosts: int) -> None:
-        """Wait until more hosts could take part than do."""
+        """Look again and again whether more hosts could take part than do: one that is back may go before it is called."""
         while not ended.wait(_LOOK_FOR_THE_LOST_EVERY_S):
             if len(self._whole.hosts) - len(self._absent(self._whole, {})) > num_hosts:
                 self._are_back.set()
-                return
+            else:
+                self._are_back.clear()
 
-    def _is_loss(self, outcome: Outcome, *, is_first: bool) -> bool:
-        """Whether the run may go on; a later attempt that does not even start is one more sign of the same loss."""
-        never_started = not is_first and not self._has_started and outcome.exit_code == ClusterError.exit_code
-        return outcome.exit_code == StalledError.exit_code or never_started
+    def _is_loss(self, outcome: Outcome, cluster: Cluster, *, is_first: bool) -> bool:
+        """Whether the run may go on; a later attempt that comes to nothing is one more sign of the same loss.
+
+        Hosts that are back may also be refused after the start: for want of disk, for example.
+        """
+        has_newcomers = self._tried is not None and len(cluster.hosts) > len(self._tried.hosts)
+        came_to_nothing = not is_first and (not self.has_started or has_newcomers)
+        return outcome.exit_code == StalledError.exit_code or (came_to_nothing and outcome.exit_code == ClusterError.exit_code)
 
     def _gather(self, outcome: Outcome) -> Cluster | None:
         """Return the hosts to go on with as soon as there are enough of them, None if they do not come in time."""
@@ -141,7 +173,7 @@ class Onward:
                 of = f"{len(present.hosts)} of {len(self._whole.hosts)} hosts" if absent else "all hosts"
                 self._say(f"{why}: going on from the last checkpoint with {of}" if why else f"going on with {of}")
                 return present
-            if self._clock() >= give_up_at:
+            if self._clock() >= give_up_at or self._is_called_off:
                 return None
             if not has_told:
                 self._say(f"{why}: waiting for up to {settings.wait_s:.0f} s")
@@ -149,20 +181,5 @@ class Onward:
             self._rest(_LOOK_EVERY_S)
 
 
-@contextlib.contextmanager
-def _interruptions_raised() -> Iterator[None]:
-    """Let SIGTERM and SIGINT raise KeyboardInterrupt: nothing is running that would have to be asked to stop."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    previous = {number: signal.signal(number, interrupt) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
+class _CalledOff(Exception):  # noqa: N818 - no error: somebody wants the run to end
+    """Raised in place of a start."""

@@ -181,6 +181,27 @@ def test_the_share_of_the_fast_link() -> None:
     assert traffic["hosts"]["a"] == {"tb0": {"rx": 990, "tx": 990}, "wifi0": {"rx": 10, "tx": 10}}
 
 
+def test_the_traffic_of_several_starts() -> None:
+    """After a loss a host may have another's rank; what each start carried adds up, and what had no end counts nothing."""
+    events = [
+        *(told(0, "a", "start", 0, 0), told(1, "b", "start", 500, 500), told(2, "c", "start", 0, 0)),
+        *(
+            told(0, "a", "start", 5, 0),
+            told(1, "c", "start", 7000, 3),
+            told(0, "a", "end", 15, 0),
+            told(1, "c", "end", 7010, 3),
+        ),
+        *(told(0, "a", "start", 20, 0), told(0, "a", "end", 30, 0)),
+    ]
+    traffic = sum_traffic(events)
+    assert traffic is not None
+    assert traffic["hosts"] == {
+        "a": {"tb0": {"rx": 20, "tx": 20}, "wifi0": {"rx": 0, "tx": 0}},
+        "c": {"tb0": {"rx": 10, "tx": 10}, "wifi0": {"rx": 0, "tx": 0}},
+    }
+    assert (traffic["bytes"], traffic["share"]) == (60, 1.0)
+
+
 def test_no_traffic_no_share() -> None:
     """Runs on one host tell of no traffic; a run that carried nothing has no share."""
     assert sum_traffic([]) is None

@@ -91,6 +91,13 @@ def test_a_fast_link_that_is_down(say: Any) -> None:
     )
 
 
+def test_one_host_needs_no_link(say: Any) -> None:
+    """A host alone, as after a loss, may have lost its only cable; it is asked nothing of it, and its ranks stay on it."""
+    say(alpha={"link": [DOWN]})
+    fleet = muster(dataclasses.replace(CLUSTER, hosts=HOSTS[:1]), allow_slow_link=False, say=pytest.fail)
+    assert (fleet.cluster.hosts[0].address, fleet.cluster.network, fleet.is_slow) == ("10.77.0.1", None, False)
+
+
 def test_the_slow_link_if_allowed(say: Any) -> None:
     """The management addresses and their network take over, and the person is told why."""
     say(beta={"link": [DOWN]})

@@ -5,12 +5,15 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
+from trainer.cluster import presence
+from trainer.cluster.hostfile import Cable, End
 from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.outcome import Outcome
 from trainer.cluster.presence import find_absent, tell_absent, without
@@ -22,6 +25,7 @@ from trainer.onward import Onward
 
 LOST = Outcome(75, "no sign of life from beta for 10 s")
 ASLEEP = {"beta": "is unreachable"}
+WHOLE_ASLEEP = dict.fromkeys(("alpha", "beta", "gamma"), "is unreachable")
 
 
 def make_host(name: str, number: int) -> Host:
@@ -151,6 +155,58 @@ def test_a_host_that_is_back_is_taken_back_at_a_checkpoint() -> None:
     assert story.said[1:] == ["the run goes on with the hosts that are back", "going on with all hosts"]
 
 
+def test_a_host_that_is_back_and_cannot_take_part_is_left_out() -> None:
+    """A returned host with which two starts come to nothing, before or after they have begun, must not end a healthy run."""
+
+    def sail_short(onward: Onward) -> Outcome:
+        onward._are_back.set()
+        onward.on_event({"event": "started"})
+        onward.on_event({"event": "step", "step": 8})
+        onward.on_event({"event": "checkpoint", "step": 8})
+        onward.on_event({"event": "done", "stopped": True})
+        return Outcome(0)
+
+    def refuse(onward: Onward) -> Outcome:
+        raise ClusterError("Open MPI is not the same on all hosts")
+
+    def begin_in_vain(onward: Onward) -> Outcome:
+        onward.on_event({"event": "started"})
+        return Outcome(3, "beta: its disk has no room for checkpoints")
+
+    story = Story(after_steps(5, LOST), sail_short, refuse, begin_in_vain, Outcome(0), absent=[ASLEEP])
+    assert story.tell() == Outcome(0)
+    assert story.starts[-3:] == [["alpha", "beta", "gamma"]] * 2 + [["alpha", "gamma"]]
+    assert "beta: its disk has no room for checkpoints: going on without beta" in story.said
+
+
+def test_an_interruption_between_two_starts_ends_the_run() -> None:
+    """While the hosts are swept or asked no supervisor is there to take Ctrl-C: the run does not go on all the same."""
+
+    def be_lost(onward: Onward) -> Outcome:
+        after_steps(5, LOST)(onward)
+        signal.raise_signal(signal.SIGTERM)
+        return LOST
+
+    before = signal.getsignal(signal.SIGTERM)
+    story = Story(be_lost)
+    assert story.tell() == Outcome(130, f"interrupted between two starts; {LOST.message}")
+    assert len(story.starts) == 1
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+def test_hosts_that_vanish_after_a_recall_do_not_make_it_a_success() -> None:
+    """The ranks have stopped well for hosts that were back, and then too few are there: the run has not ended, it is lost."""
+
+    def stop_for_the_others(onward: Onward) -> Outcome:
+        onward._are_back.set()
+        onward.on_event({"event": "checkpoint", "step": 8})
+        onward.on_event({"event": "done", "stopped": True})
+        return Outcome(0)
+
+    story = Story(after_steps(5, LOST), stop_for_the_others, absent=[ASLEEP, *[WHOLE_ASLEEP] * 99], wait_s=20)
+    assert story.tell() == Outcome(75, "the hosts that are missing did not come back")
+
+
 def answers(**told: Any) -> Callable[[Host, list[Host]], Sequence[str]]:
     def ask(host: Host, _: list[Host]) -> Sequence[str]:
         answer = told[host.name]
@@ -175,7 +231,7 @@ def test_what_the_end_has_shown_is_not_asked_again() -> None:
         asked[host.name] = [peer.name for peer in peers]
         return []
 
-    assert find_absent(WHOLE, silence, ask) == {"beta": "does not answer: it is asleep, hangs, or is off the network"}
+    assert find_absent(WHOLE, silence, (), ask) == {"beta": "does not answer: it is asleep, hangs, or is off the network"}
     assert asked == {"alpha": ["gamma"], "gamma": ["alpha"]}
 
 
@@ -185,24 +241,52 @@ NOT_REACHED = "beta (10.0.0.2) does not answer over tb0: timed out"
 def test_absent_hosts_and_why() -> None:
     """Off, hanging, with its own cable out, and one that only the others do not reach: four different sentences."""
     off = answers(alpha=[], beta="beta: cannot be reached by ssh (No route to host); is it on?", gamma=[])
-    assert find_absent(WHOLE, {}, off) == {"beta": "is unreachable: it is switched off, asleep, or off the network"}
+    assert find_absent(WHOLE, {}, (), off) == {"beta": "is unreachable: it is switched off, asleep, or off the network"}
     hanging = answers(alpha=[NOT_REACHED], beta="beta: has not answered for 8 s", gamma=[NOT_REACHED])
-    assert find_absent(WHOLE, {}, hanging) == {"beta": "does not answer: it is asleep, hangs, or is off the network"}
+    assert find_absent(WHOLE, {}, (), hanging) == {"beta": "does not answer: it is asleep, hangs, or is off the network"}
     cable = "tb0, which has the address 10.0.0.2, is down or has no cable"
-    assert find_absent(WHOLE, {}, answers(alpha=[NOT_REACHED], beta=[cable], gamma=[NOT_REACHED])) == {"beta": cable}
+    assert find_absent(WHOLE, {}, (), answers(alpha=[NOT_REACHED], beta=[cable], gamma=[NOT_REACHED])) == {"beta": cable}
     far = ["alpha (10.0.0.1) does not answer over tb0: x", "gamma (10.0.0.3) does not answer over tb0: x"]
     deaf = answers(alpha=[NOT_REACHED], beta=far, gamma=[NOT_REACHED])
-    assert find_absent(WHOLE, {}, deaf) == {"beta": "is not reached by the others over the fast link"}
-    assert find_absent(WHOLE, {}, answers(alpha=[], beta=[], gamma=[])) == {}
+    assert find_absent(WHOLE, {}, (), deaf) == {"beta": "is not reached by the others over the fast link"}
+    assert find_absent(WHOLE, {}, (), answers(alpha=[], beta=[], gamma=[])) == {}
     assert tell_absent({"beta": "is off"}) == "beta is off"
     assert [host.name for host in without(WHOLE, {"alpha": ""}).hosts] == ["beta", "gamma"]
+
+
+def test_a_host_alone_needs_no_link() -> None:
+    """On two Macs with one cable, the link of the one that is left is down as well: it goes on alone, and so does the first."""
+    cable = "bridge0, which has the address 10.0.0.1, is down or has no cable"
+    pair = Cluster(hosts=WHOLE.hosts[:2])
+    off = answers(alpha=[cable], beta="beta: cannot be reached by ssh (No route to host); is it on?")
+    assert list(find_absent(pair, {}, (), off)) == ["beta"]
+    assert find_absent(pair, {}, (), answers(alpha=[cable], beta=[cable])) == {"beta": cable}
+
+
+def test_cables_are_asked_for_one_by_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where each cable is a network, one that leads to a host that is off says nothing of its other end; the others count."""
+    ends = [("alpha", "beta"), ("alpha", "gamma"), ("beta", "gamma")]
+    cables = [Cable(a=End(a, f"10.{n}.0.1"), b=End(b, f"10.{n}.0.2")) for n, (a, b) in enumerate(ends)]
+    asked = {}
+
+    def ask(host: Host, _root: object, request: dict[str, Any], _timeout_s: float) -> dict[str, Any]:
+        asked[host.name] = (request["own"], request["peers"])
+        return {"link": []}
+
+    monkeypatch.setattr(presence, "ask", ask)
+    nameless = Cluster(hosts=tuple(dataclasses.replace(host, fast=None) for host in WHOLE.hosts), mode="cable")
+    assert list(find_absent(nameless, {"beta": "beta: has not answered for 4 s"}, cables)) == ["beta"]
+    assert asked == {
+        "alpha": ([], [("gamma", "10.1.0.2", 22, "10.1.0.1")]),
+        "gamma": ([], [("alpha", "10.1.0.1", 22, "10.1.0.2")]),
+    }
 
 
 def test_of_two_hosts_that_do_not_reach_each_other_the_first_goes_on() -> None:
     """A cable between the two is cut and neither sees it: the head stays."""
     pair = Cluster(hosts=WHOLE.hosts[:2])
     told = answers(alpha=[NOT_REACHED], beta=["alpha (10.0.0.1) does not answer over tb0: timed out"])
-    assert list(find_absent(pair, {}, told)) == ["beta"]
+    assert list(find_absent(pair, {}, (), told)) == ["beta"]
 
 
 def test_a_rank_that_stalls_ends_itself() -> None:
@@ -227,9 +311,12 @@ def test_a_rank_that_stalls_ends_itself() -> None:
     event = json.loads(stream.getvalue())
     assert (event["event"], event["rank"], event["exit_code"]) == ("error", 2, 75)
     assert event["message"].endswith(" has made no progress for 201 s")
+    pulse.note("checkpoint")  # a step comes after it
+    wait(201)
+    assert ended == [75, 75]
     pulse.note("validated")
     wait(599)
-    assert ended == [75]
+    assert ended == [75, 75]
 
 
 def test_a_host_is_heard_at_once() -> None:

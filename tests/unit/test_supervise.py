@@ -7,6 +7,7 @@ a process holds open, so that its end, however it comes, is seen as the end of t
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
 import select
@@ -15,7 +16,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -124,8 +124,9 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """The supervisor's clock, stopped: it goes where a test sets ``now``."""
-    hands = SimpleNamespace(now=1000.0)
-    monkeypatch.setattr(supervise, "time", SimpleNamespace(monotonic=lambda: hands.now, time=time.time))
+    hands = SimpleNamespace(now=1000.0, asleep=0.0)
+    times = SimpleNamespace(monotonic=lambda: hands.now, time=lambda: hands.now + hands.asleep)
+    monkeypatch.setattr(supervise, "time", times)
     return hands
 
 
@@ -369,11 +370,15 @@ def test_ends_without_a_word(code: str, outcome: Outcome) -> None:
         ),
         ("tell('started'); sys.exit(1)", Outcome(70, "the job ended with exit code 1 and without a reason")),
         ("tell('error', message='no libmpi', exit_code=3); sys.exit(1)", Outcome(3, "no libmpi")),
-        ("say('a warning\\n', 2)", Outcome(0)),
+        ("say('lost gamma\\n', 2)", Outcome(3, "the ranks could not be started (exit code 0)\nlost gamma")),
+        ("tell('started'); say('a warning\\n', 2)", Outcome(0)),
     ],
 )
 def test_ranks_never_started(code: str, outcome: Outcome) -> None:
-    """A launcher that ends before any rank has said a word, as with a host out of reach, is quoted, with exit code 3."""
+    """A launcher that ends before any rank has said a word, as with a host out of reach, is quoted, with exit code 3.
+
+    Also if it thinks that all is well, as mpirun does when another host loses power.
+    """
     assert Watched(timeout_s=300.0).run(script(code)) == outcome
 
 
@@ -806,6 +811,7 @@ def test_outcome_is_plain_data() -> None:
     assert json.loads(json.dumps(vars(Outcome(0)))) == {"exit_code": 0, "message": "", "silent": [], "unreachable": {}}
 
 
+PATIENT = "signal.signal(signal.SIGUSR1, signal.SIG_IGN)"
 BEATING = """
 tell("started")
 tell("heartbeat", host="alpha")
@@ -844,16 +850,47 @@ def test_all_hosts_are_silent_if_the_head_is(clock: SimpleNamespace) -> None:
     assert supervisor.run(script(BEATING), {}) == lost
 
 
-def test_a_sleep_of_our_own_is_no_silence_of_others(clock: SimpleNamespace) -> None:
-    """The control machine was asleep for an hour: nobody was heard meanwhile, and nobody is lost."""
-    code = BEATING.replace(
-        "sys.stdin.read()\nimport time; time.sleep(60)", 'tell("heartbeat", rank=1, host="beta"); tell("done", stopped=False)'
-    )
+@pytest.mark.parametrize("is_still", [False, True], ids=["all clocks go on", "one stands still"])
+def test_a_sleep_of_our_own_is_no_silence_of_others(clock: SimpleNamespace, is_still: bool) -> None:
+    """The control machine was asleep for an hour: nobody was heard meanwhile, and nobody is lost.
+
+    On some systems the clock that only goes forward stands still meanwhile. Awake again, it waits for its network, not longer.
+    """
+    head = SimpleNamespace(stdin=io.BytesIO(), pid=0)
+    supervisor = Supervisor(lambda _: None, lambda _: None, silence_s=8.0)
+    supervisor._beats = {"alpha": clock.now}
+
+    def wait(seconds: float, *, is_asleep: bool = False) -> bytes:
+        if is_asleep and is_still:
+            clock.asleep += seconds
+        else:
+            clock.now += seconds
+        supervisor._listen(head, clock.now)  # type: ignore[arg-type]
+        return head.stdin.getvalue()
+
+    wait(7.9)
+    assert wait(3600, is_asleep=True) == b""
+    assert [wait(1.9) for _ in range(19)][-1] == b""
+    assert wait(1.95) == b"kill\n"
+
+
+def test_a_loss_after_an_interruption_is_no_reason_to_go_on(clock: SimpleNamespace) -> None:
+    """Ctrl-C while a host hangs: the ranks cannot stop after the step, and are ended; but the run has been interrupted."""
 
     def take(event: Event) -> None:
-        clock.now += 3600 if event["event"] == "step" else 0
+        if event["event"] == "step":
+            signal.raise_signal(signal.SIGINT)
+        clock.now += {"step": 1.1, "again": 0.6}.get(event["event"], 0.0)
 
-    assert Supervisor(take, lambda _: None, silence_s=2.0).run(script(code), {}) == Outcome(0)
+    outcome = Supervisor(take, lambda _: None, silence_s=1.5).run(script(PATIENT + BEATING), {})
+    assert outcome == Outcome(130, "interrupted; no sign of life from beta for 2 s", silent=("beta",))
+
+
+def test_ranks_that_do_not_part_have_done_their_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    """After the last word of the ranks a host freezes: mpirun waits for it in vain, is killed, and the run has ended well."""
+    monkeypatch.setattr(supervise, "_PARTING_S", 0.2)
+    code = 'tell("started"); tell("heartbeat", host="alpha"); tell("done", stopped=False); sys.stdin.read(); signal.pause()'
+    assert Watched(timeout_s=300.0).run(script(code)) == Outcome(0)
 
 
 @pytest.mark.parametrize(

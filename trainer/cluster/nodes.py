@@ -66,6 +66,8 @@ def muster(cluster: Cluster, allow_slow_link: bool, say: Callable[[str], None]) 
     """
     nodes = survey(cluster)
     _check_fit(nodes)
+    if len(cluster.hosts) == 1:  # it may have no cable, or one to a host that is off: it has nobody to talk to
+        return Fleet(cluster=cluster.over_management(None), nodes=nodes)
     if cables := read_cables(nodes[cluster.head.name].cables):
         cluster = along_cables(cluster, cables)
         nodes = survey(cluster, cables)
@@ -108,7 +110,7 @@ def along_cables(cluster: Cluster, cables: Cables) -> Cluster:
     return dataclasses.replace(cluster, hosts=hosts)
 
 
-def _ways(host: Host, cluster: Cluster, cables: Cables) -> list[tuple[str, str, int, str]]:
+def find_ways(host: Host, cluster: Cluster, cables: Cables) -> list[tuple[str, str, int, str]]:
     """Return the ways over the fast link that must be open from ``host``: to whom, address and port there, address here."""
     ways = []
     for other in cluster.hosts:
@@ -126,7 +128,7 @@ def survey(cluster: Cluster, cables: Cables = ()) -> dict[str, Node]:
     bare: list[str] = []
 
     def look(host: Host) -> Node | None:
-        ways = _ways(host, cluster, cables)
+        ways = find_ways(host, cluster, cables)
         own = list(dict.fromkeys([*(way[3] for way in ways), *([host.fast] if host.fast else [])]))
         request = {"verb": "survey", "root": str(cluster.root), "own": own, "peers": ways}
         try:

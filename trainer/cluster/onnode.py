@@ -104,14 +104,16 @@ def _check_link(request: Request, interfaces: list[Interface]) -> list[str]:
             problems.append(f"{owner.name}, which has the address {own}, is down or has no cable")
     if problems:
         return problems
-    names = {own: owner.name for own, owner in owners.items() if owner is not None}
     with ThreadPoolExecutor(max_workers=max(1, len(request["peers"]))) as pool:
-        tried = [pool.submit(_try_peer, names[peer[3]], *peer) for peer in request["peers"]]
+        tried = [pool.submit(_try_peer, find_owner(peer[3], interfaces), *peer) for peer in request["peers"]]
         return [problem for attempt in tried if (problem := attempt.result())]
 
 
-def _try_peer(interface: str, name: str, address: str, port: int, own: str) -> str:
-    """Return why ``address`` of host ``name`` cannot be reached over ``interface``; nothing if it answers."""
+def _try_peer(owner: Interface | None, name: str, address: str, port: int, own: str) -> str:
+    """Return why ``address`` of host ``name`` cannot be reached over the interface that has ``own``; nothing if it answers."""
+    interface = owner.name if owner else f"the interface of {own}"
+    if owner is None or not owner.is_up:
+        return f"{name} ({address}) does not answer over {interface}: it is down or has no cable"
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     try:
         with socket.socket(family, socket.SOCK_DGRAM) as probe:

@@ -89,16 +89,27 @@ class Evidence:
     def judge(self, returncode: int) -> Outcome:
         """Return how the job ended whose launcher ended with ``returncode`` (negative: by that signal)."""
         if self.error is not None:
-            return Outcome(self.error["exit_code"] or EXIT_BUG, self.error["message"], self._silent)
+            return self._judge_error(self.error)
         if self.was_interrupted and not (self._is_finished and returncode == 0):
             return Outcome(EXIT_INTERRUPTED, "interrupted")
-        if returncode == 0 and (self._is_done or not self.was_alive):  # mpirun ends with 0 also when another host loses power
+        if self._ended_well(returncode):
             return Outcome(EXIT_OK)
         if self._is_led and returncode == SSH_FAILED:
             return self._judge_connection()
         if returncode < 0 or 128 < returncode < 128 + signal.NSIG:
             return Outcome(StalledError.exit_code, _describe_signal(-returncode if returncode < 0 else returncode - 128))
         return self._judge_launcher(returncode)
+
+    def _judge_error(self, error: Event) -> Outcome:
+        if self.was_interrupted and _is_loss(error):  # somebody wants it to end: it is not to go on by itself
+            return Outcome(EXIT_INTERRUPTED, f"interrupted; {error['message']}", self._silent)
+        return Outcome(error["exit_code"] or EXIT_BUG, error["message"], self._silent)
+
+    def _ended_well(self, returncode: int) -> bool:
+        """Whether the ranks came to their end; mpirun ends with 0 also when another host than its own loses power."""
+        if self._is_done:
+            return returncode == 0 or self.is_ended  # ranks that could not part from each other were killed
+        return returncode == 0 and not self.was_alive and (self.has_started or not self._must_start)
 
     def _judge_launcher(self, returncode: int) -> Outcome:
         if self._lost is not None:

@@ -8,26 +8,31 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from trainer.cluster.call import ask
+from trainer.cluster.hostfile import Cables
 from trainer.cluster.inventory import Cluster, Host
+from trainer.cluster.nodes import find_ways
 from trainer.cluster.ssh import on_all
 from trainer.errors import ClusterError
 
 _TIMEOUT_S = 8.0  # ssh itself gives a host 5 s to greet
-_SSH_PORT = 22
 _WITHOUT_ANSWER = re.compile(r"has not answered|timed out|banner exchange")
 _PEER_NAMED = re.compile(r"(\S+) \(\S+\) (?:does not answer|refuses)")
 
 Ask = Callable[[Host, list[Host]], Sequence[str]]
 
 
-def find_absent(cluster: Cluster, unreachable: Mapping[str, str], ask_host: Ask | None = None) -> dict[str, str]:
+def find_absent(
+    cluster: Cluster, unreachable: Mapping[str, str], cables: Cables = (), ask_host: Ask | None = None
+) -> dict[str, str]:
     """Return the hosts that cannot take part, each with the reason in words; all are asked at the same time.
 
     A host is absent if it does not answer over the management network, if its own fast link is down, or if most of the others
-    do not reach it over theirs. Those that are known to be ``unreachable``, with ssh's error, are not asked again.
+    do not reach it over theirs. If the link of all is down, as that of a Mac whose one cable leads to another that is off, the
+    first of them stays: alone it needs none. ``cables`` are the hosts' own, where each is a network. Those that are known to be
+    ``unreachable``, with ssh's error, are not asked again.
     """
-    look = ask_host or (lambda host, peers: _ask_link(host, peers, cluster))
     asked = [host for host in cluster.hosts if host.name not in unreachable]
+    look = ask_host or _make_look(dataclasses.replace(cluster, hosts=tuple(asked)), cables)
     hosts = [host for host in asked if not (cluster.is_local and host.is_local)]
     reasons = {name: describe_silence(error) for name, error in unreachable.items()}
     complaints: dict[str, Sequence[str]] = {}
@@ -39,9 +44,12 @@ def find_absent(cluster: Cluster, unreachable: Mapping[str, str], ask_host: Ask 
             reasons[host.name] = describe_silence(str(error))
 
     on_all(hosts, examine)
-    for name, problems in complaints.items():
-        if own := [problem for problem in problems if not _PEER_NAMED.match(problem)]:
-            reasons[name] = own[0]
+    own = {name: [text for text in problems if not _PEER_NAMED.match(text)] for name, problems in complaints.items()}
+    cut_off = {name: problems[0] for name, problems in own.items() if problems}
+    answering = [host.name for host in cluster.hosts if host.name not in reasons]
+    if len(cut_off) == len(answering) and cut_off:
+        del cut_off[answering[0]]
+    reasons |= cut_off
     return {**reasons, **_outvoted(complaints, reasons)}
 
 
@@ -64,12 +72,17 @@ def tell_absent(absent: Mapping[str, str]) -> str:
     return "; ".join(f"{name} {reason}" for name, reason in absent.items())
 
 
-def _ask_link(host: Host, peers: Sequence[Host], cluster: Cluster) -> Sequence[str]:
-    own = [host.fast] if host.fast else []
-    ways = [(peer.name, peer.fast, peer.port or _SSH_PORT, host.fast) for peer in peers if peer.fast and host.fast]
-    request = {"verb": "survey", "root": str(cluster.root), "own": own, "peers": ways}
-    problems: Sequence[str] = ask(host, cluster.root, request, _TIMEOUT_S)["link"]
-    return problems
+def _make_look(cluster: Cluster, cables: Cables) -> Ask:
+    """Return what asks a host how its fast link is, to those of ``cluster``."""
+
+    def look(host: Host, _: Sequence[Host]) -> Sequence[str]:
+        # a cable that leads to a host that is off says nothing of its other end
+        own = [host.fast] if host.fast and not cables else []
+        request = {"verb": "survey", "root": str(cluster.root), "own": own, "peers": find_ways(host, cluster, cables)}
+        problems: Sequence[str] = ask(host, cluster.root, request, _TIMEOUT_S)["link"]
+        return problems
+
+    return look
 
 
 def _outvoted(complaints: Mapping[str, Sequence[str]], reasons: Mapping[str, str]) -> dict[str, str]:

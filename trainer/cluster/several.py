@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 import shutil
-import signal
 import tarfile
 import tempfile
-import threading
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import IO
 
 from trainer.cluster.call import ask, stream_from
 from trainer.cluster.hostfile import read_cables
+from trainer.cluster.interruptions import undisturbed
 from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.launch import Attach, Inputs, Watcher, make_folder, make_plan, make_supervisor
 from trainer.cluster.nodes import Fleet
@@ -29,8 +27,8 @@ from trainer.cluster.store import Artifact, Progress, deliver, find_code, find_d
 from trainer.errors import ClusterError
 
 _SWEEP_TIMEOUT_S = 20.0
-_SILENT_TIMEOUT_S = 2.0  # for a host that has been silent for a while already
-_RESULTS = ("adapter", "checkpoints")
+_SILENT_TIMEOUT_S = 4.0  # for a host that has been silent for a while already
+_ADAPTER = "adapters.safetensors"
 _STAYING = "checkpoints/step-"  # each host keeps its own
 
 
@@ -114,7 +112,7 @@ def execute_on(fleet: Fleet, launch: Launch, watcher: Watcher, attach: Attach = 
         outcome = start(fleet, launch, watcher, attach)
         silent = [name for name, node in fleet.nodes.items() if node.host_name in outcome.silent]
     finally:
-        with _undisturbed():
+        with undisturbed():
             unreachable = sweep(fleet.cluster, launch, watcher, silent=silent)
     return dataclasses.replace(outcome, unreachable=unreachable)
 
@@ -181,10 +179,10 @@ def make_ready(cluster: Cluster, launch: Launch, watcher: Watcher) -> None:
 def bring_back(cluster: Cluster, launch: Launch, watcher: Watcher) -> None:
     """Copy what the ranks wrote into this machine's folder of the run, from the first host that has it.
 
-    Every host has the same, so one that was lost takes nothing along.
+    ``cluster`` are the hosts that were there to the end: each has the same, so one that was lost takes nothing along.
     """
     problems = []
-    with _undisturbed():
+    with undisturbed():
         for host in cluster.hosts:
             try:
                 if _fetch(host, cluster, launch):
@@ -206,13 +204,15 @@ def _fetch(host: Host, cluster: Cluster, launch: Launch) -> bool:
                 unpack(archive, Path(scratch))
 
         stream_from(host, cluster.root, request, take)
+        if not any(Path(scratch).rglob(_ADAPTER)):
+            return False
         found = [path for path in Path(scratch).iterdir() if path.name not in ("logs", *launch.files)]
         for path in found:
             _correct_model(path, launch)
             if path.is_dir():
                 shutil.rmtree(target / path.name, ignore_errors=True)  # of an earlier attempt
                 shutil.move(path, target / path.name)
-        return any(path.name in _RESULTS for path in found)
+        return True
 
 
 def _correct_model(folder: Path, launch: Launch) -> None:
@@ -220,18 +220,3 @@ def _correct_model(folder: Path, launch: Launch) -> None:
     for settings in folder.rglob("adapter_config.json"):
         table = json.loads(settings.read_text("utf-8"))
         settings.write_text(json.dumps({**table, "model": str(launch.kept.model_path)}, indent=2) + "\n", "utf-8")
-
-
-@contextlib.contextmanager
-def _undisturbed() -> Iterator[None]:
-    """Do not let a further Ctrl-C cut short what takes seconds and leaves a mess if it is cut."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    previous = {number: signal.signal(number, signal.SIG_IGN) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

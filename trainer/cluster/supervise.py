@@ -15,11 +15,11 @@ import re
 import selectors
 import signal
 import subprocess
-import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
+from trainer.cluster.interruptions import taken_by
 from trainer.cluster.lines import LineBuffer
 from trainer.cluster.outcome import Evidence, Line, Outcome
 from trainer.cluster.processes import kill_session
@@ -27,11 +27,12 @@ from trainer.errors import ClusterError, StalledError
 from trainer.events import Event, parse_event
 
 _TAG = re.compile(r"^\[[^\]]*,(\d+)\]<(stdout|stderr)>: ?(.*)$")
-_INTERRUPTIONS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _KILL_AFTER_S = 5.0
 _OBEY_WITHIN_S = 0.5  # a launcher that was told to kill
 _TICK_S = 0.1
 _SLEPT_S = 2.0  # between two looks: this machine was asleep, or stopped
+_WAKE_S = 30.0  # until its network is there again, and others have sent what they could not
+_PARTING_S = 60.0  # of ranks that have told of their end
 STOP, END, KILL = "stop", "end", "kill"  # the words to `lead`
 _CHUNK_BYTES = 65536
 _LAST_READS = 64  # a pipe holds 64 KiB, a few reads; only something that outlives the launcher can write more
@@ -57,7 +58,7 @@ class Supervisor:
         self._start_timeout_s = start_timeout_s
         self._silence_s = silence_s
         self._beats: dict[str, float] = {}  # host to when it was heard last, by our own clock
-        self._looked_at = math.inf
+        self._looked_at, self._looked_at_wall = math.inf, math.inf
         self._kill_at = math.inf  # finite once the job has been told to end
         self._interrupts = 0
         self._answered = False
@@ -72,7 +73,7 @@ class Supervisor:
         Interruptions are handled only in the main thread, the only one that Python gives signals to.
         """
         self._evidence = Evidence(is_led=order is not None, must_start=self._start_timeout_s is not None)
-        with self._interruptible():
+        with taken_by(self._interrupt):
             try:
                 process = _start(argv, env, order)
             except OSError as error:
@@ -88,20 +89,6 @@ class Supervisor:
                 return outcome
             finally:
                 _kill(process)
-
-    @contextlib.contextmanager
-    def _interruptible(self) -> Iterator[None]:
-        """Take the interruptions; one that is ignored, as under ``nohup``, stays ignored."""
-        in_main_thread = threading.current_thread() is threading.main_thread()
-        previous = {number: signal.getsignal(number) for number in _INTERRUPTIONS if in_main_thread}
-        taken = {number: handler for number, handler in previous.items() if handler not in (signal.SIG_IGN, None)}
-        for number in taken:
-            signal.signal(number, self._interrupt)
-        try:
-            yield
-        finally:
-            for number, handler in taken.items():
-                signal.signal(number, handler)
 
     def _interrupt(self, _number: int, _frame: FrameType | None) -> None:
         self._interrupts += 1
@@ -176,14 +163,16 @@ class Supervisor:
             self._end(process)
         self._listen(process, now)
         if now > self._kill_at:
+            self._evidence.is_ended = True
             kill_session(process.pid)
 
     def _listen(self, process: subprocess.Popen[bytes], now: float) -> None:
         """End the job of a host that has fallen silent. While we slept ourselves, nobody was heard: that does not count."""
-        slept_s = now - self._looked_at
+        wall = time.time()  # the other clock may stand still in a sleep
+        slept_s = max(now - self._looked_at, wall - self._looked_at_wall)
         if slept_s > _SLEPT_S:
-            self._beats = {host: heard_at + slept_s for host, heard_at in self._beats.items()}
-        self._looked_at = now
+            self._beats = dict.fromkeys(self._beats, now + min(slept_s, _WAKE_S))
+        self._looked_at, self._looked_at_wall = now, wall
         limit_s = self._silence_s or math.inf
         silent_s = {host: now - heard_at for host, heard_at in sorted(self._beats.items())}
         if any(seconds > limit_s for seconds in silent_s.values()) and not self._evidence.is_ended:
@@ -225,6 +214,7 @@ class Supervisor:
             return
         if event["event"] == "done":
             self._silence_s = None
+            self._kill_at = min(self._kill_at, time.monotonic() + _PARTING_S)
         self._on_event(event)
 
     def _late_message(self) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from trainer.events import Event
@@ -12,18 +13,28 @@ def sum_traffic(events: list[Event]) -> dict[str, Any] | None:
     """Return what the hosts' interfaces carried between the ``traffic`` events of start and end, and the share of the
     network that was meant to carry it; None unless there is a pair.
     """
-    starts = {event["rank"]: event for event in events if event["when"] == "start"}
-    pairs = [(starts[event["rank"]], event) for event in events if event["when"] == "end" and event["rank"] in starts]
-    if not pairs:
+    starts: dict[tuple[int, str], Event] = {}
+    hosts: dict[str, dict[str, dict[str, int]]] = {}
+    total = on_fast = 0
+    network = ""
+    for event in events:  # in their order: after a loss the same host may have another rank, and its start is a new one
+        who = event["rank"], event["host"]
+        if event["when"] == "start":
+            starts[who] = event
+        elif start := starts.pop(who, None):
+            carried = count_since(start["counters"], event["counters"])
+            _add(hosts.setdefault(event["host"], {}), carried)
+            amounts = {name: sum(ways.values()) for name, ways in carried.items()}
+            total += sum(amounts.values())
+            on_fast += sum(amounts.get(name, 0) for name in event["fast"])
+            network = network or event["network"]
+    if not hosts:
         return None
-    carried = {(end["rank"], end["host"]): count_since(start["counters"], end["counters"]) for start, end in pairs}
-    fast = {(end["rank"], end["host"]): end["fast"] for _, end in pairs}
-    amounts = {who: sum(sum(count.values()) for count in counters.values()) for who, counters in carried.items()}
-    on_fast = sum(sum(carried[who].get(name, {}).values()) for who, names in fast.items() for name in names)
-    total = sum(amounts.values())
-    return {
-        "network": pairs[0][1]["network"],
-        "share": on_fast / total if total else None,
-        "bytes": total,
-        "hosts": {host: counters for (_, host), counters in carried.items()},
-    }
+    return {"network": network, "share": on_fast / total if total else None, "bytes": total, "hosts": hosts}
+
+
+def _add(sums: dict[str, dict[str, int]], carried: Mapping[str, Mapping[str, int]]) -> None:
+    for name, ways in carried.items():
+        own = sums.setdefault(name, dict.fromkeys(ways, 0))
+        for way, amount in ways.items():
+            own[way] += amount

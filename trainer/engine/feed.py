@@ -91,7 +91,8 @@ class Feed:
         """
         planned = {str(step): shares for step, shares in self._planned.items()}
         present = self._frozen.describe() if self._frozen else {}
-        return {"hosts": self._hosts, "speeds": self.speeds, "rates": self._rates, "planned": planned, "present": present}
+        rates = [list(each) for each in self._rates]  # they go on while a checkpoint is written
+        return {"hosts": self._hosts, "speeds": self.speeds, "rates": rates, "planned": planned, "present": present}
 
     def restore(self, told: Mapping[str, Any]) -> None:
         """Go on dealing out as what `describe` told; on other hosts, or another number of ranks, all is measured anew."""

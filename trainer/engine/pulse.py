@@ -22,6 +22,7 @@ BEAT_S = 1.0
 _REMEMBERED = 32  # steps
 _FAR_LONGER = 10.0  # times a step's usual length; and what other phases may take of ``stall_s``
 _OF_STEPS = ("step", "skipped")
+_BETWEEN_STEPS = ("checkpoint", "notice", "saved")  # what comes next is a step all the same
 
 
 class Pulse:
@@ -60,7 +61,9 @@ class Pulse:
         now = self._clock()
         if kind in _OF_STEPS and self._kind in _OF_STEPS:
             self._history.append(now - self._since)
-        self._kind, self._since = kind, now
+        self._since = now
+        if kind not in _BETWEEN_STEPS:
+            self._kind = kind
 
     @property
     def limit_s(self) -> float:

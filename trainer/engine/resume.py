@@ -66,6 +66,8 @@ class Bookmark:
             run.feed.restore(found.facts["feed"])
             self._keeper.go_on_from(step)
         self._restore_best(load_best(found))
+        if not is_own:
+            self.keep()  # if it is lost before its first step, it has a place of its own to go on from
         run.sentry.compare(step)
         self._compare_software(found.facts["software"])
         return True

@@ -9,6 +9,7 @@ import subprocess
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 from tests.lab.laboratory import LabHost, Laboratory
@@ -65,11 +66,12 @@ def stop_host(scene: Scene) -> str:
 
 
 def cut_link(scene: Scene) -> str:
-    """Pull a host's fast cable."""
-    host = scene.chance.choice(scene.hosts[1:])
-    scene.lab.cut(host, "fast")
-    scene.undo.append(lambda: scene.lab.mend(host, "fast"))
-    return host.name
+    """Pull a host's fast cable: of three at a switch, any one's; between two, the one that leads from one to the other."""
+    chosen = list(scene.hosts) if len(scene.hosts) == 2 else [scene.chance.choice(scene.hosts)]
+    for host in chosen:
+        scene.lab.cut(host, "fast")
+    scene.undo += [partial(scene.lab.mend, host, "fast") for host in chosen]
+    return " and ".join(host.name for host in chosen)
 
 
 def fill_disk(scene: Scene) -> str:
