@@ -267,7 +267,8 @@ class Run:
             self._save("checkpoints/last", "last")
             self.bookmark.close()
         if self.progress.best_step == 0 and self.progress.steps_done:
-            self._save("adapter", "last")  # stopped before a validation, or never better than the base
+            # stopped before a validation, or never better than the base
+            self.bookmark.note_best(is_saved=self._save("adapter", "last"))
         self.bookmark.save_best()
         self.comm.all_gather(None)  # the adapter is on disk before any rank reads it
         if not self.progress.stopped:
