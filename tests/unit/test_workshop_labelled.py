@@ -24,7 +24,7 @@ from hypothesis import strategies as st
 from trainer.data.formats import SPLITS, Message, read_splits
 from trainer.paths import PROJECT_ROOT
 from trainer.workshop.check import check
-from trainer.workshop.near import THRESHOLD, Signer, find_pairs, normalise, resemble, shingle
+from trainer.workshop.near import THRESHOLD, Signer, Spoken, find_pairs, normalise, resemble, shingle
 from trainer.workshop.personal import find_personal, mask
 from trainer.workshop.rules import find_refusals
 
@@ -130,7 +130,7 @@ def test_every_pair_above_the_threshold_is_found_whatever_the_order() -> None:
     expected = {(i, j) for j in range(len(sets)) for i in range(j) if resemble(sets[i], sets[j]) >= THRESHOLD}
     for order in (np.arange(len(texts)), np.random.default_rng(0).permutation(len(texts))):
         bands = Signer().sign(texts)
-        found = find_pairs(lambda band, bands=bands: bands[:, band], order, texts.__getitem__)
+        found = find_pairs(lambda band, bands=bands: bands[:, band], order, lambda row: Spoken(texts[row]))
         assert all(order[one] < order[two] for one, two in found)
         recall, precision = score(expected, {(min(pair), max(pair)) for pair in found})
         assert precision == 1

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from trainer.data.formats import SPLITS, Message, Problem, Sample, parse_line, s
 from trainer.data.tokens import RowMaker, say_too_long
 from trainer.errors import InputError
 from trainer.workshop import rules
-from trainer.workshop.near import Signer, find_pairs, hash_text, normalise, normalise_spoken
+from trainer.workshop.near import Signer, Spoken, find_pairs, hash_text, normalise, normalise_spoken, take_spoken
 
 RULES = {  # (severity, what to do); an error is what training refuses, or what makes its figures untrue
     "sample": ("error", "mend the line, or have data.prepare drop it"),
@@ -116,7 +117,7 @@ def _check_batch(
         if isinstance(found, Problem):
             yield Finding(path=found.path, line=found.line, column=found.column, rule="sample", message=found.text)
             continue
-        yield from _check_sample(found, region)
+        yield from _check_sample(found, region, index.open_lines(found.path))
         if maker:
             row = next(rows)
             if isinstance(row, ValueError):
@@ -127,7 +128,7 @@ def _check_batch(
                 yield Finding(path=found.path, line=found.line, column=1, rule="too-long", message=said)
 
 
-def _check_sample(sample: Sample, region: str) -> Iterator[Finding]:
+def _check_sample(sample: Sample, region: str, lines: _Lines) -> Iterator[Finding]:
     messages = sample.messages
     for seen in (
         *rules.find_characters(messages),
@@ -135,14 +136,14 @@ def _check_sample(sample: Sample, region: str) -> Iterator[Finding]:
         *rules.find_refusals(messages),
         *rules.find_private(messages, region),
     ):
-        column = _find_column(sample, seen.message, seen.start)
+        column = _find_column(sample, lines, seen.message, seen.start)
         said = f"messages[{seen.message}].content: {seen.text}"
         yield Finding(path=sample.path, line=sample.line, column=column, rule=seen.rule, message=said)
 
 
-def _find_column(sample: Sample, message: int, start: int) -> int:
+def _find_column(sample: Sample, lines: _Lines, message: int, start: int) -> int:
     """Return the column, from 1 in characters, at which a place of a message stands in its line; 1 if that cannot be told."""
-    raw = _read_line(sample.path, sample.line)
+    raw = lines.read(sample.line).decode()
     content = sample.messages[message].content
     for ascii_only in (False, True):
         whole = json.dumps(content, ensure_ascii=ascii_only)
@@ -155,13 +156,21 @@ def _find_column(sample: Sample, message: int, start: int) -> int:
     return 1
 
 
-def _read_line(path: Path, number: int) -> str:
-    """Return a line of a file; only asked for where something was found."""
-    with path.open("rb") as file:
-        for line, raw in enumerate(file, start=1):
-            if line == number:
-                return raw.removeprefix(b"\xef\xbb\xbf").decode()
-    return ""
+class _Lines:
+    """The lines of a file by number. Where they begin is found out when the first is asked for: most files have no finding."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    @functools.cached_property
+    def _offsets(self) -> NDArray[np.int64]:
+        return np.fromiter(_find_offsets(self._path), np.int64)
+
+    def read(self, number: int) -> bytes:
+        """Return a line, from 1, without the file's byte order mark."""
+        with self._path.open("rb") as file:
+            file.seek(int(self._offsets[number - 1]))
+            return file.readline().removeprefix(b"\xef\xbb\xbf")
 
 
 class _Index:
@@ -169,6 +178,7 @@ class _Index:
 
     def __init__(self, scratch: Path) -> None:
         self._scratch, self._signer = scratch, Signer()
+        self.open_lines = functools.cache(_Lines)
         self._places: list[tuple[Path, int]] = []  # of each file: the number of its first row
         self._words, self._questions, self._lines = [], [], []  # type: ignore[var-annotated]
         self._rows = 0
@@ -220,12 +230,14 @@ class _Index:
         def read_band(band: int) -> NDArray[np.uint64]:
             return np.fromfile(self._scratch / f"band-{band}", dtype="<u8")
 
-        def read_text(row: int) -> str:
+        def read_spoken(row: int) -> Spoken:
             path, _first = self._place(row)
-            return finders[path](int(lines[row]))
+            line = int(lines[row])
+            found = parse_line(self.open_lines(path).read(line), path, line)
+            assert isinstance(found, Sample)
+            return take_spoken(found.messages)
 
-        finders = {path: _make_finder(path) for path, _ in self._places}
-        yield from find_pairs(read_band, rank, read_text, near)
+        yield from find_pairs(read_band, rank, read_spoken, near)
 
 
 def _question(messages: Sequence[Message]) -> str:
@@ -240,20 +252,6 @@ def _pair_equal(hashes: NDArray[np.uint64]) -> Iterator[tuple[int, int]]:
     first = order[np.flatnonzero(ends)][np.cumsum(ends) - 1]
     later = np.flatnonzero(~ends)
     yield from sorted(zip(first[later].tolist(), order[later].tolist(), strict=True), key=lambda pair: pair[1])
-
-
-def _make_finder(path: Path) -> Callable[[int], str]:
-    """Return what gives the normalised text of a line, from the lines' places in the file, found out once."""
-    offsets = np.fromiter(_find_offsets(path), np.int64)
-
-    def read(line: int) -> str:
-        with path.open("rb") as file:
-            file.seek(int(offsets[line - 1]))
-            found = parse_line(file.readline().removeprefix(b"\xef\xbb\xbf"), path, line)
-        assert isinstance(found, Sample)
-        return normalise_spoken(found.messages)
-
-    return read
 
 
 def _find_offsets(path: Path) -> Iterator[int]:

@@ -3,6 +3,9 @@
 Broder, "On the resemblance and containment of documents", 1997; Leskovec, Rajaraman, Ullman, "Mining of massive datasets",
 chapter 3. Ours rather than a library's because a library keeps its index in memory: here a row costs `NUM_BANDS` numbers on
 disk, of which one column at a time is read and sorted (docs/decisions/0007-minhash-on-disk.md).
+
+All words together do not prove a pair: one instruction before many short texts, or one passage before many questions, makes
+nine tenths of each sample the same. So the parts that such samples differ in are looked at by themselves.
 """
 
 from __future__ import annotations
@@ -12,6 +15,7 @@ import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,10 +25,21 @@ from trainer.data.formats import Message
 NUM_BANDS = 20
 BAND_ROWS = 4  # two texts of resemblance 0.65 meet in a band with probability 1 - (1 - 0.65^4)^20 = 0.98
 THRESHOLD = 0.65
+PART_THRESHOLD = 0.25  # of a part: well below what a word or two exchanged make of a sentence, above what chance makes
 _MOST_WORDS = 1 << 20  # kept in the table of hashes
 _MOST_COMPARED = 6  # rows of one bucket that each other row of it is compared with
 _WORD = re.compile(r"\w+")
+_BLANK_LINES = re.compile(r"\n\s*\n")
 _ASCII_WORDS = {code: chr(code).lower() if _WORD.match(chr(code)) else " " for code in range(128)}
+
+
+@dataclass(frozen=True)
+class Spoken:
+    """What a pair is proved by: all turns, and by themselves the first question's blocks and the last answer; normalised."""
+
+    text: str
+    blocks: tuple[str, ...] = ()
+    answer: str = ""
 
 
 def normalise(text: str) -> str:
@@ -37,6 +52,14 @@ def normalise(text: str) -> str:
 def normalise_spoken(messages: Sequence[Message]) -> str:
     """Return all turns but the system's as `normalise` does."""
     return normalise("\n".join(message.content for message in messages if message.role != "system"))
+
+
+def take_spoken(messages: Sequence[Message]) -> Spoken:
+    """Return what `find_pairs` compares of a conversation that has a question and an answer."""
+    question = next(message.content for message in messages if message.role == "user")
+    answer = next(message.content for message in reversed(messages) if message.role == "assistant")
+    blocks = tuple(filter(None, map(normalise, _BLANK_LINES.split(question))))
+    return Spoken(normalise_spoken(messages), blocks, normalise(answer) or answer)  # an answer of signs alone is its signs
 
 
 def hash_text(text: str) -> int:
@@ -110,25 +133,39 @@ def _mix(values: NDArray[np.uint64]) -> NDArray[np.uint64]:
     return values ^ (values >> np.uint64(33))
 
 
+def have_like_parts(one: Spoken, two: Spoken) -> bool:
+    """Whether the last answers resemble each other, and so do questions of as many blocks, two or more, block by block."""
+    parts = [(one.answer, two.answer)]
+    if len(one.blocks) == len(two.blocks) > 1:
+        parts += zip(one.blocks, two.blocks, strict=True)
+    return all(a == b or resemble(shingle(a), shingle(b)) >= PART_THRESHOLD for a, b in parts)
+
+
 def find_pairs(
     read_band: Callable[[int], NDArray[np.uint64]],
     rank: NDArray[np.int64],
-    read_text: Callable[[int], str],
+    read_spoken: Callable[[int], Spoken],
     threshold: float = THRESHOLD,
 ) -> list[tuple[int, int]]:
     """Return pairs (one, two) of rows that resemble each other at least as much as ``threshold``, ``rank`` of one < of two.
 
     ``read_band(band)`` is the column uint64 [N]; ``rank`` int64 [N] is an order of the rows that does not depend on where they
-    stand (-1 leaves a row out); ``read_text`` returns the normalised text of a row. In a bucket of many rows not every pair is
+    stand (-1 leaves a row out); ``read_spoken`` returns what a row is compared by. In a bucket of many rows not every pair is
     tried.
     """
     found: dict[tuple[int, int], bool] = {}
-    shingles = functools.lru_cache(1024)(lambda row: shingle(read_text(row)))
+
+    @functools.lru_cache(1024)
+    def read(row: int) -> tuple[frozenset[str], Spoken]:
+        spoken = read_spoken(row)
+        return shingle(spoken.text), spoken
+
     for band in range(NUM_BANDS):
         for bucket in _find_buckets(read_band(band), rank):
             for one, two in _pair_up(bucket):
                 if (one, two) not in found:
-                    found[one, two] = resemble(shingles(one), shingles(two)) >= threshold
+                    (words, spoken), (other_words, other_spoken) = read(one), read(two)
+                    found[one, two] = resemble(words, other_words) >= threshold and have_like_parts(spoken, other_spoken)
     return sorted(pair for pair, is_alike in found.items() if is_alike)
 
 

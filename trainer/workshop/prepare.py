@@ -25,7 +25,7 @@ from trainer.errors import InputError
 from trainer.workers import count_cores, map_in_order
 from trainer.workshop import split
 from trainer.workshop.curate import INFO, Curated
-from trainer.workshop.near import NUM_BANDS, find_pairs, normalise_spoken
+from trainer.workshop.near import NUM_BANDS, find_pairs, take_spoken
 from trainer.workshop.pile import Pile, describe, parse_row, say_too_few, tell_alike, tell_dropped
 from trainer.workshop.settings import Model, Settings
 from trainer.workshop.sources import read_portions
@@ -183,7 +183,7 @@ def _choose(pile: Pile, rank: NDArray[np.int64], settings: Settings) -> tuple[ND
 
 def _find_pairs(pile: Pile, rank: NDArray[np.int64], threshold: float) -> list[tuple[int, int]]:
     with pile.reading() as read:
-        return find_pairs(pile.read_band, rank, lambda row: normalise_spoken(parse_row(read(row)).messages), threshold)
+        return find_pairs(pile.read_band, rank, lambda row: take_spoken(parse_row(read(row)).messages), threshold)
 
 
 def _order_categories(pile: Pile) -> NDArray[np.int32]:
