@@ -11,9 +11,11 @@ import pytest
 
 from trainer.data.formats import Message
 from trainer.workshop.check import check
+from trainer.workshop.curate import Curator
 from trainer.workshop.near import THRESHOLD, Spoken, have_like_parts, take_spoken
 from trainer.workshop.prepare import prepare
 from trainer.workshop.settings import Settings
+from trainer.workshop.sources import read_portions
 
 INSTRUCTION = (
     "Read the following review of a product that a customer wrote after buying it in our shop, think about what the "
@@ -120,3 +122,50 @@ def test_the_place_of_a_finding_does_not_cost_a_reading_of_the_file(tmp_path: Pa
     lines = path.read_text().splitlines()
     assert columns == {line.index("jo") + 1 for line in lines}
     assert count[0] <= 2 * len(lines)
+
+
+def curate(path: Path, **changes: Any) -> tuple[list[list[str]], dict[str, list[str]]]:
+    """Return the contents of what is kept of a file, and examples of what is dropped, by rule."""
+    curator = Curator(Settings(**changes), None)
+    portions = [curator.curate(portion) for portion in read_portions(path)]
+    kept = [[m["content"] for m in json.loads(line)["messages"]] for each in portions for line in each.lines]
+    dropped = {rule: told for each in portions for rule, told in each.dropped.examples.items()}
+    return kept, {rule: [text.removeprefix(f"{path}:") for text in told] for rule, told in dropped.items()}
+
+
+def pair(number: int) -> dict[str, str]:
+    return {"prompt": f"q{number}", "completion": f"a{number}"}
+
+
+SEVERAL_VALUES = {
+    "two lists": (f"{json.dumps([pair(0), pair(1)])}\n{json.dumps([pair(2)])}", 3, {}),
+    "an empty list, then one": (f"[]{json.dumps([pair(0)])}", 1, {}),
+    "objects as jq writes them": ("\n".join(json.dumps(pair(n), indent=2) for n in range(3)), 3, {}),
+    "lines after an empty one": ("\n" + "\n".join(json.dumps(pair(n)) for n in range(3)), 3, {}),
+    "a list in an object, then a list": (json.dumps({"data": [pair(0)]}) + json.dumps([pair(1)]), 2, {}),
+    "more than is read at once": ("\n".join(json.dumps({**pair(n), "more": "x" * 300_000}, indent=1) for n in range(9)), 9, {}),
+    "commas between": (
+        f"{json.dumps(pair(0))},\n{json.dumps(pair(1))}",
+        1,
+        {"broken": ['1: "," begins neither an object nor a list of samples; nothing after it is read']},
+    ),
+    "the second one broken": (
+        f"{json.dumps([pair(0)])}\n[{{}}, nix]\n[]",
+        1,
+        {
+            "broken": ["2: is not JSON: Expecting value; nothing after it is read"],
+            "form": ["2: holds no conversation that we know, only nothing; --map FIELD=COLUMN tells what is what"],
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL_VALUES)
+def test_each_value_of_a_json_file_is_read(name: str, tmp_path: Path) -> None:
+    """Lists and objects that follow each other are all read; what is broken ends the reading with line and reason."""
+    content, num_kept, dropped = SEVERAL_VALUES[name]
+    path = tmp_path / "a.json"
+    path.write_text(content)
+    kept, told = curate(path)
+    assert kept == [[f"q{n}", f"a{n}"] for n in range(num_kept)]
+    assert told == dropped

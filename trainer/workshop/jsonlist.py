@@ -1,4 +1,4 @@
-"""A list in a JSON file, element by element: a file larger than memory is read in the memory of one element."""
+"""The values of a JSON file, lists element by element: a file larger than memory is read in the memory of one element."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import IO, Any
+
+from trainer.schema import show_value
 
 _CHUNK = 1 << 20
 
@@ -19,17 +21,36 @@ class Broken:
 
 
 def read_json(file: IO[str]) -> Iterator[tuple[int, Any]]:
-    """Yield the elements of a list (or of the one list in an object), without ever holding all of it."""
+    """Yield the elements of each list (or of the lists in an object), without ever holding all of one; what is broken ends it.
+
+    Several values may follow each other, as `jq` writes them and as files are that were put together.
+    """
     stream = _JsonStream(file)
-    head = stream.peek()
-    if head == "":
+    if stream.peek() == "":
         yield 1, Broken("the file is empty")
-    elif head == "[":
+        return
+    is_first = True
+    while head := stream.peek():
+        for line, value in _read_next(stream, head, is_first):
+            yield line, value
+            if isinstance(value, Broken):
+                return
+        is_first = False
+
+
+def _read_next(stream: _JsonStream, head: str, is_first: bool) -> Iterator[tuple[int, Any]]:
+    """Yield the records of the value that begins here with ``head``."""
+    if head == "[":
         yield from stream.read_list()
     elif head == "{":
         yield from _open_object(stream)
-    else:
+    elif is_first:
         yield stream.line, Broken("is not a list of samples")
+    else:
+        yield (
+            stream.line,
+            Broken(f"{show_value(head)} begins neither an object nor a list of samples; nothing after it is read"),
+        )
 
 
 def _open_object(stream: _JsonStream) -> Iterator[tuple[int, Any]]:
@@ -80,6 +101,7 @@ class _JsonStream:
             elif head not in ("]", ""):
                 yield self.line, Broken(f"is not JSON: a comma is missing before {head}")
                 return
+        self._move(self._place + 1)
 
     def read_value(self) -> Any:
         """Return the value that begins here, or what is wrong with it."""
