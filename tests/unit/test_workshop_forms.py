@@ -14,6 +14,7 @@ from trainer.workshop.check import check
 from trainer.workshop.curate import Curator
 from trainer.workshop.near import THRESHOLD, Spoken, have_like_parts, take_spoken
 from trainer.workshop.prepare import prepare
+from trainer.workshop.rules import find_refusals, join_turns
 from trainer.workshop.settings import Settings
 from trainer.workshop.sources import read_portions
 
@@ -169,3 +170,111 @@ def test_each_value_of_a_json_file_is_read(name: str, tmp_path: Path) -> None:
     kept, told = curate(path)
     assert kept == [[f"q{n}", f"a{n}"] for n in range(num_kept)]
     assert told == dropped
+
+
+def read(tmp_path: Path, *rows: Any, **changes: Any) -> tuple[list[list[str]], dict[str, list[str]]]:
+    return curate(write(tmp_path / "a.jsonl", list(rows)), **changes)
+
+
+MESSAGES = chat("q", "a")["messages"]
+SHARED = [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]
+READ: dict[str, tuple[Any, list[str]]] = {
+    "source tells where it is from": ({"source": "sharegpt", "input": "q", "output": "a"}, ["q", "a"]),
+    "source beside target is the question": ({"source": "q", "target": "a"}, ["q", "a"]),
+    "an empty instruction": ({"instruction": "", "input": "q", "output": "a"}, ["q", "a"]),
+    "a null prompt": ({"prompt": None, "question": "q", "answer": "a"}, ["q", "a"]),
+    "null messages": ({"messages": None, "conversations": SHARED}, ["q", "a"]),
+    "an empty answer before a filled one": ({"prompt": "q", "completion": " ", "response": "a"}, ["q", "a"]),
+    "a null role": ({"messages": [{"role": None, **turn} for turn in SHARED]}, ["q", "a"]),
+    "a null content": ({"messages": [{"content": None, **turn} for turn in SHARED]}, ["q", "a"]),
+    "objects for an answer": ({"prompt": "q", "completion": '[{"name": "Bob"}]'}, ["q", '[{"name": "Bob"}]']),
+    "an empty list for an answer": ({"prompt": "q", "completion": "[]"}, ["q", "[]"]),
+    "messages in a cell": ({"prompt": "q", "completion": json.dumps(MESSAGES[1:])}, ["q", "a"]),
+    "an answer in a list": ({"prompt": "q", "completion": ["a"]}, ["q", "a"]),
+    "an empty system message": ({"messages": [{"role": "system", "content": " "}, *MESSAGES]}, ["q", "a"]),
+    "an empty system message beside a column": (
+        {"system": "s", "messages": [{"role": "system", "content": ""}, *MESSAGES]},
+        ["s", "q", "a"],
+    ),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_record_is_read_as_it_was_meant(name: str, tmp_path: Path) -> None:
+    """Columns that are empty hide none that are filled, a text stays a text, and what says nothing costs no conversation."""
+    record, contents = READ[name]
+    assert read(tmp_path, record) == ([contents], {})
+
+
+REFUSED: dict[str, tuple[Any, str]] = {
+    "several answers": (
+        {"prompt": "q", "completion": ["a", "b"]},
+        'answer: ["a", "b"] is a list of 2 texts; which one is the answer?',
+    ),
+    "a list for a system message": ({"system": ["s"], "prompt": "q", "completion": "a"}, 'system: ["s"] is not a text'),
+    "an object for a context": ({"prompt": "q", "context": {"a": 1}, "completion": "a"}, 'context: {"a": 1} is not a text'),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_a_field_that_is_no_text_is_named(name: str, tmp_path: Path) -> None:
+    """The sample goes, and the message says which field is the reason."""
+    record, message = REFUSED[name]
+    assert read(tmp_path, record) == ([], {"form": [f"1: {message}"]})
+
+
+def test_system_applies_where_the_own_message_is_empty(tmp_path: Path) -> None:
+    """--system stands in for a system message that says nothing; a conversation of nothing else is dropped with its reason."""
+    blank = {"role": "system", "content": "\n"}
+    assert read(tmp_path, {"messages": [blank, *MESSAGES]}, {"messages": [blank]}, system="Be brief.") == (
+        [["Be brief.", "q", "a"]],
+        {"schema": ["2: has no question with an answer"]},
+    )
+    assert join_turns([Message("system", ""), Message("user", "q"), Message("assistant", "a")])[0].role == "user"
+
+
+def test_labels_that_are_broken_cost_no_sample(tmp_path: Path) -> None:
+    """Halves of characters and lost bytes in category and group are marked; lists and objects count as none and are told."""
+    lines = [
+        b'{"prompt": "q0", "completion": "a0", "category": "\\ud83c x", "group": "g\\udfff"}',
+        b'{"prompt": "q1", "completion": "a1", "category": ["x"], "group": {"a": 1}}',
+        b'{"prompt": "q2", "completion": "a2", "topic": "sea", "group": "g"}',
+    ]
+    path = tmp_path / "a.jsonl"
+    path.write_bytes(b"\n".join(lines))
+    manifest = prepare([path], tmp_path / "out", Settings(skip=("near",)))
+    assert manifest["categories"] == {"(none)": 1, "sea": 1, "\ufffd x": 1}
+    assert manifest["changed"] == {
+        "characters": {"count": 1, "examples": [f"{path}:1"]},
+        "category": {"count": 1, "examples": [f"{path}:2: the category is no text; it counts as none"]},
+        "group": {"count": 1, "examples": [f"{path}:2: the group is no text; it counts as none"]},
+    }
+    table = tmp_path / "a.csv"
+    table.write_bytes(b"prompt,completion,category\n" + b"q,a,sea\n" * 30 + b"q,a,caf\xe9\n" + "q,a,café\n".encode() * 30)
+    assert len(curate(table)[0]) == 61
+
+
+def find_rules(question: str, answer: str) -> list[str]:
+    return [seen.rule for seen in find_refusals([Message("user", question), Message("assistant", answer)])]
+
+
+@pytest.mark.parametrize("label", ["None", "none.", "N/A", "Test"])
+def test_a_label_is_no_boilerplate_where_one_is_asked_for(label: str) -> None:
+    """After a question that has room to ask for a label it is an answer; after a short one it is what an empty cell became."""
+    assert find_rules("Which of these does the sentence name: a place, a person, or none?", label) == []
+    assert find_rules("And then?", label) == ["boilerplate"]
+    assert find_rules("Which of these does the sentence name: a place, a person, or none?", "[deleted]") == ["boilerplate"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("A knowledge cutoff is the date after which a model has seen no text. Later events are unknown to it.", []),
+        ("My knowledge cutoff is in 2021, and so the list ends there.", ["refusal"]),
+        ("Since the knowledge cut-off is in 2021, I have not heard of it.", ["refusal"]),
+        ("As of my last knowledge cutoff, there were nine of them.", ["refusal"]),
+    ],
+)
+def test_only_a_model_speaking_of_itself_is_a_refusal(answer: str, expected: list[str]) -> None:
+    """What a knowledge cutoff is may be explained; who has one is a machine."""
+    assert find_rules("why?", answer) == expected

@@ -130,7 +130,16 @@ class Curator:
             speak = STYLES[self.settings.style]
             joined = [Message(m.role, speak(m.content)) if m.role == "assistant" else m for m in joined]
             note(f"spoken as {self.settings.style}", "")
-        return Draft(tuple(joined), draft.category.strip(), draft.group.strip())
+        return Draft(tuple(joined), *self._label(draft, note))
+
+    def _label(self, draft: Draft, note: Callable[[str, str], None]) -> tuple[str, str]:
+        """Return category and group as they can be written: no reason to lose a sound conversation."""
+        for name in draft.unread:
+            note(name, f"the {name} is no text; it counts as none")
+        category, group = (rules.repair_label(label.strip()) for label in (draft.category, draft.group))
+        if (category, group) != (draft.category.strip(), draft.group.strip()):
+            note("characters", "")
+        return category, group
 
     def _read(self, value: Any) -> Draft:
         if isinstance(value, Broken):

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,6 +42,9 @@ _ROLES = {
     "assistant": "assistant", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant", "bard": "assistant",
     "model": "assistant", "ai": "assistant", "answer": "assistant", "response": "assistant", "agent": "assistant",
 }  # fmt: skip
+_ROLE_KEYS = ("role", "from", "speaker", "author")
+_CONTENT_KEYS = ("content", "value", "text", "message")
+_LABELS = ("category", "group")  # what tells of a conversation and is none of it
 _KEY = re.compile(r"[\s-]+")
 
 
@@ -52,6 +55,7 @@ class Draft:
     messages: tuple[Message, ...]
     category: str = ""
     group: str = ""
+    unread: tuple[str, ...] = ()  # which of the two held no text, but a list or an object
 
 
 def parse_mapping(pairs: tuple[str, ...]) -> dict[str, str]:
@@ -82,20 +86,31 @@ def read_record(record: Any, mapping: Mapping[str, str], form: str = "") -> Draf
         raise ValueError(f"is {show_value(record)}, which holds no conversation")
     fields = _find_fields(record, mapping)
     form = form or _detect(fields, record)
-    system = _as_text(fields.get("system"))
+    system = _as_text(fields.get("system"), "system")
     if form == "pairs":
         messages = _read_pair(fields)
     elif form == "text":
-        messages = read_transcript(_as_text(fields.get("text")))
+        messages = read_transcript(_as_text(fields.get("text"), "text"))
     else:
         messages = _read_turns(_unwrap(fields.get("messages")))
-    if system and messages[0].role != "system":
+    messages = drop_blank_system(messages)
+    if system and messages and messages[0].role != "system":
         messages = [Message("system", system), *messages]
-    return Draft(tuple(messages), _as_text(fields.get("category")), _as_text(fields.get("group")))
+    unread = tuple(name for name in _LABELS if isinstance(fields.get(name), (list, dict)))
+    category, group = ("" if name in unread else _as_text(fields.get(name), name) for name in _LABELS)
+    return Draft(tuple(messages), category, group, unread)
+
+
+def drop_blank_system(messages: Sequence[Message]) -> list[Message]:
+    """Return the messages without system messages that say nothing: many exports have one in each conversation."""
+    return [message for message in messages if message.role != "system" or message.content.strip()]
 
 
 def _find_fields(record: dict[Any, Any], mapping: Mapping[str, str]) -> dict[str, Any]:
-    """Return the record's values under our own names; a column is taken for one field only."""
+    """Return the record's values under our own names, of columns that are filled; a column is taken for one field only.
+
+    "source" is a question beside "target" alone: elsewhere it tells where a record comes from.
+    """
     columns = {_KEY.sub("_", str(key).strip().lower()): key for key in record}
     fields: dict[str, Any] = {}
     for field, column in mapping.items():
@@ -104,8 +119,11 @@ def _find_fields(record: dict[Any, Any], mapping: Mapping[str, str]) -> dict[str
         fields[field] = record[column]
     used = set(mapping.values())
     for field, names in NAMES.items():
-        key = next((columns[name] for name in names if name in columns and columns[name] not in used), None)
-        if field not in fields and key is not None and not _is_nothing(record[key]):
+        if field in fields:
+            continue
+        keys = [columns[name] for name in names if name in columns and (name != "source" or "target" in columns)]
+        key = next((key for key in keys if key not in used and not _is_nothing(record[key])), None)
+        if key is not None:
             fields[field] = record[key]
             used.add(key)
     return fields
@@ -127,14 +145,18 @@ def _detect(fields: dict[str, Any], record: dict[Any, Any]) -> str:
 
 
 def _read_pair(fields: dict[str, Any]) -> list[Message]:
-    question, answer = (_unwrap(fields.get(name)) for name in ("question", "answer"))
+    question, answer = (_take_one(_unwrap(fields.get(name))) for name in ("question", "answer"))
+    if isinstance(answer, list) and all(isinstance(item, str) for item in answer):
+        raise ValueError(f"answer: {show_value(answer)} is a list of {len(answer)} texts; which one is the answer?")
     if isinstance(answer, list) and (turns := _read_turns(answer))[0].role != "assistant":  # the whole conversation
         return turns
     if isinstance(question, list) or isinstance(answer, list):  # both as lists of messages, as preference data has them
-        turns = [*_read_turns(question)] if isinstance(question, list) else [Message("user", _as_text(question))]
-        return turns + (_read_turns(answer) if isinstance(answer, list) else [Message("assistant", _as_text(answer))])
-    asked, context = _as_text(question), _as_text(fields.get("context"))
-    return [Message("user", f"{asked}\n\n{context}" if context.strip() else asked), Message("assistant", _as_text(answer))]
+        turns = [*_read_turns(question)] if isinstance(question, list) else [Message("user", _as_text(question, "question"))]
+        said = _read_turns(answer) if isinstance(answer, list) else [Message("assistant", _as_text(answer, "answer"))]
+        return turns + said
+    asked, context = _as_text(question, "question"), _as_text(fields.get("context"), "context")
+    asked = f"{asked}\n\n{context}" if context.strip() else asked
+    return [Message("user", asked), Message("assistant", _as_text(answer, "answer"))]
 
 
 def _read_turns(turns: Any) -> list[Message]:
@@ -149,8 +171,7 @@ def _read_turn(index: int, turn: Any) -> Message:
         return Message("assistant" if index % 2 else "user", turn)
     if not isinstance(turn, dict):
         raise ValueError(f"{where}: {show_value(turn)} is not a message")
-    role = next((turn[key] for key in ("role", "from", "speaker", "author") if key in turn), None)
-    content = next((turn[key] for key in ("content", "value", "text", "message") if key in turn), None)
+    role, content = _pick(turn, _ROLE_KEYS), _pick(turn, _CONTENT_KEYS)
     if isinstance(content, list):  # parts, as multimodal data has them
         if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
             raise ValueError(f"{where}.content: holds something that is no text")
@@ -162,22 +183,38 @@ def _read_turn(index: int, turn: Any) -> Message:
     return Message(_ROLES[role.strip().lower()], content)
 
 
+def _pick(turn: dict[Any, Any], keys: Sequence[str]) -> Any:
+    """Return the first of some values that is filled, else the first that is there: an empty turn is told as such."""
+    there = [turn[key] for key in keys if key in turn]
+    return next((value for value in there if not _is_nothing(value)), there[0] if there else None)
+
+
+def _take_one(value: Any) -> Any:
+    """Return the text of a list of exactly one text, all else as it is."""
+    return value[0] if isinstance(value, list) and len(value) == 1 and isinstance(value[0], str) else value
+
+
 def _unwrap(value: Any) -> Any:
-    """Return what a text holds if it holds a list in JSON, as cells of tables do."""
+    """Return what a text holds if it holds a list of messages in JSON, as cells of tables do; another list is a text."""
     if isinstance(value, str) and value.lstrip().startswith("["):
         try:
             inner = json.loads(value)
         except (ValueError, RecursionError):
             return value
-        return inner if isinstance(inner, list) and all(isinstance(item, dict) for item in inner) else value
+        return inner if isinstance(inner, list) and inner and all(map(_is_message, inner)) else value
     return value
 
 
-def _as_text(value: Any) -> str:
+def _is_message(item: Any) -> bool:
+    return isinstance(item, dict) and all(any(key in item for key in keys) for keys in (_ROLE_KEYS, _CONTENT_KEYS))
+
+
+def _as_text(value: Any, name: str) -> str:
+    """Return a value as text, "" for none; raises `ValueError` that begins with the field's ``name``."""
     if value is None:
         return ""
     if isinstance(value, (list, dict)):
-        raise ValueError(f"{show_value(value)} is not a text")
+        raise ValueError(f"{name}: {show_value(value)} is not a text")
     return value if isinstance(value, str) else json.dumps(value) if isinstance(value, bool) else str(value)
 
 

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from trainer.data.formats import Message
+from trainer.workshop.forms import drop_blank_system
 from trainer.workshop.near import normalise
 from trainer.workshop.personal import find_personal, mask
 
@@ -21,7 +22,8 @@ _MOJIBAKE = re.compile("Ã[\x80-\xbf©¨¤¶¼]|â€[™œ\x9d“”¦]|Â[\xa0
 _MACHINE = re.compile(  # what a model says of itself, whatever else it says
     r"\bas an? (?:AI |large |AI-based )*language model\b|\bas an AI(?: assistant)?,? (?:I|my|it)\b"
     r"|\bI(?:'m| am) (?:just |only )?an? (?:AI|artificial intelligence|(?:large )?language model)\b"
-    r"|\bmy (?:knowledge cutoff|training data (?:only goes|ends))\b|\bknowledge cut-?off\b"
+    r"|\bmy training data (?:only goes|ends)\b"
+    r"|\b(?:I|my)\b[^.!?\n]{0,60}\bknowledge cut-?off\b|\bknowledge cut-?off\b[^.!?\n]{0,60}\b(?:I|my)\b"  # others explain it
     r"|\bI (?:do not|don't) have (?:personal (?:opinions|experiences|feelings|beliefs)|access to real-time)\b"
     r"|\bas of my last (?:update|knowledge)\b",
     re.IGNORECASE,
@@ -50,6 +52,8 @@ _DENIAL_HINTS = ("can't", "cannot", "can not", "unable", "not able", "won't", "w
 _REASON_HINTS = ("polic", "guideline", "programming", "appropriate", "illegal")
 _BOILERPLATE_HINTS = ("lorem ipsum", "cookies", "javascript", "newsletter")
 _SHORT = 80
+_ASKING = 40  # characters of a question that are enough to ask for a label
+_LABEL = re.compile(r"\W*(?:n/?a|none|test)\W*", re.IGNORECASE)
 _SENTENCE = re.compile(  # what would end it begins with a comma or a space: nothing is looked for at other characters
     r"(?:[^.!?;\n, ]+|(?!,? but (?:I can|you can|you could|let me|let us|here)\b)[, ])+[.!?;]*|, but\b", re.IGNORECASE
 )
@@ -95,15 +99,20 @@ def repair_text(text: str) -> tuple[str, bool]:
     return mended, mended != text
 
 
+def repair_label(text: str) -> str:
+    """Return the name of a category or group, with what was lost in reading or writing marked: it is counted, not learned."""
+    return _BROKEN.sub("\ufffd", text)
+
+
 def join_turns(messages: Sequence[Message]) -> list[Message]:
     """Return the conversation as training takes it; raises `Dropped` with what it lacks.
 
-    Two turns of one speaker become one; a system message that comes late is dropped with its sample; a greeting of the
-    assistant's before the first question goes, and so do questions that nobody answers at the end.
+    A system message that says nothing goes; two turns of one speaker become one; a system message that comes late is dropped
+    with its sample; a greeting of the assistant's before the first question goes, and so do questions that nobody answers at
+    the end.
     """
-    kept = [message for message in messages if message.content.strip()]
-    if len(kept) < len(messages):
-        empty = next(i for i, message in enumerate(messages) if not message.content.strip())
+    kept = drop_blank_system(messages)
+    if (empty := next((i for i, message in enumerate(kept) if not message.content.strip()), None)) is not None:
         raise Dropped("empty-turn", f"messages[{empty}].content: is empty")
     joined: list[Message] = []
     for message in kept:
@@ -142,8 +151,12 @@ def find_refusals(messages: Sequence[Message]) -> Iterator[Seen]:
     """
     for index, message in enumerate(messages):
         if message.role == "assistant":
-            for rule, find in (("refusal", _find_refusal), ("boilerplate", _find_boilerplate)):
-                if found := find(message.content):
+            question = messages[index - 1].content if index else ""
+            for rule, found in (
+                ("refusal", _find_refusal(message.content)),
+                ("boilerplate", _find_boilerplate(message.content, question)),
+            ):
+                if found:
                     yield Seen(rule, index, *found.span(), f'"{found[0].strip():.60}"')
 
 
@@ -163,8 +176,10 @@ def _find_refusal(text: str) -> re.Match[str] | None:
     return _find_bare_refusal(text)
 
 
-def _find_boilerplate(text: str) -> re.Match[str] | None:
+def _find_boilerplate(text: str, question: str) -> re.Match[str] | None:
     is_short = len(text) < _SHORT
+    if is_short and len(question) > _ASKING and _LABEL.fullmatch(text):  # one of the answers that a classification may have
+        return None
     return _BOILERPLATE.search(text) if is_short or _holds(text.lower(), _BOILERPLATE_HINTS) else None
 
 
