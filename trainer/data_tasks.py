@@ -4,26 +4,48 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from invoke import Collection, Context, Exit, task
+from invoke import Argument, Collection, Context, Exit, Task, task
 
 _RECIPE_HELP = "recipe whose model counts tokens; default pirate"
 _OVERRIDE_HELP = "section.key=value laid over the recipe; may be given several times"
 _REGION_HELP = "country of telephone numbers without a country code, such as DE"
+_FORM_HELP = "chat, sharegpt, pairs or text; default: found by looking at each record"
+_MAP_HELP = "FIELD=COLUMN where columns have unusual names, such as 'question=Frage'; may be given several times"
+_SYSTEM_HELP = "system message for every conversation that has none"
+_SKIP_HELP = "leave out a step: characters, identical, refusals, personal, language, length, exact, near, balance, leaks"
 _PATH_HELP = "folder of a data set, or one of its files"
 
 
+class _Task(Task):  # type: ignore[misc]  # invoke tells no types
+    """A task whose short flags are those that every other command has, -r and -o.
+
+    Invoke would deal them out in the order of the parameters, so that -r meant --region; and what a task has not, such as -r,
+    it takes for its own without a word.
+    """
+
+    def get_arguments(self, ignore_unknown_help: bool | None = None) -> list[Argument]:
+        """Return the arguments, with the two short names."""
+        arguments: list[Argument] = super().get_arguments(ignore_unknown_help)
+        for argument in arguments:
+            if argument.name in ("recipe", "override"):
+                argument.names = (*argument.names, argument.name[0])
+        return arguments
+
+
 @task(
+    klass=_Task,
+    auto_shortflags=False,
     positional=["source"],
     iterable=["also", "map", "skip", "override"],
     help={
         "source": "file, folder, quoted pattern ('raw/*.csv') or Hugging Face data set (owner/name)",
         "also": "one more source; may be given several times",
         "out": "folder to write, such as datasets/mine",
-        "form": "chat, sharegpt, pairs or text; default: found by looking at each record",
-        "map": "FIELD=COLUMN where columns have unusual names, such as 'question=Frage'; may be given several times",
-        "system": "system message for every conversation that has none",
+        "form": _FORM_HELP,
+        "map": _MAP_HELP,
+        "system": _SYSTEM_HELP,
         "licence": "licence of the data, for the manifest",
-        "skip": "leave out a step: characters, identical, refusals, personal, language, length, exact, near, balance, leaks",
+        "skip": _SKIP_HELP,
         "personal": "mask or drop personal data and secrets",
         "region": _REGION_HELP,
         "language": "keep this language alone, such as en",
@@ -84,6 +106,8 @@ def prepare(
 
 
 @task(
+    klass=_Task,
+    auto_shortflags=False,
     iterable=["skip", "override"],
     help={
         "path": _PATH_HELP,
@@ -113,6 +137,8 @@ def check(
 
 
 @task(
+    klass=_Task,
+    auto_shortflags=False,
     iterable=["override"],
     help={
         "path": _PATH_HELP,
@@ -142,6 +168,8 @@ def show(
 
 
 @task(
+    klass=_Task,
+    auto_shortflags=False,
     iterable=["override"],
     help={
         "path": "folder of a data set",
@@ -159,12 +187,18 @@ def stats(_: Context, path: str, png: str = "", recipe: str = "pirate", override
 
 
 @task(
-    iterable=["also", "override"],
+    klass=_Task,
+    auto_shortflags=False,
+    iterable=["also", "map", "skip", "override"],
     help={
         "source": "what data.prepare takes: a file, a folder, a quoted pattern or a Hugging Face data set",
         "out": "folder to write, such as datasets/mine",
         "also": "one more source; may be given several times",
         "to": "the style: pirate",
+        "form": _FORM_HELP,
+        "map": _MAP_HELP,
+        "system": _SYSTEM_HELP,
+        "skip": _SKIP_HELP,
         "licence": "licence of the data, for the manifest",
         "seed": "seed of order and splits",
         "replace": "write anew a data set that data.prepare wrote",
@@ -178,6 +212,10 @@ def style(
     out: str,
     also: list[str] | None = None,
     to: str = "pirate",
+    form: str = "",
+    map: list[str] | None = None,  # noqa: A002 - the option's name
+    system: str = "",
+    skip: list[str] | None = None,
     licence: str = "unknown",
     seed: int = 0,
     replace: bool = False,
@@ -187,8 +225,15 @@ def style(
     """Put answers into a style by rules."""
     from trainer.workshop import commands
 
-    settings = {"style": to, "licence": licence, "seed": seed}
-    order = commands.Order([source, *(also or ())], out, settings, replace=replace)
+    settings = {
+        "style": to,
+        "form": form,
+        "system": system,
+        "skip": tuple(skip or ()),
+        "licence": licence,
+        "seed": seed,
+    }
+    order = commands.Order([source, *(also or ())], out, settings, mapping=tuple(map or ()), replace=replace)
     _end(lambda: commands.prepare(order, commands.Counting(recipe, tuple(override or ()))))
 
 

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from invoke import Program
+from numpy.typing import NDArray
 
-from trainer.data.formats import Message
+from trainer.data.formats import SPLITS, Message
+from trainer.data_tasks import namespace
+from trainer.errors import InputError
+from trainer.workshop import commands
 from trainer.workshop.check import check
 from trainer.workshop.curate import Curator
 from trainer.workshop.near import THRESHOLD, Spoken, have_like_parts, take_spoken
@@ -17,6 +25,7 @@ from trainer.workshop.prepare import prepare
 from trainer.workshop.rules import find_refusals, join_turns
 from trainer.workshop.settings import Settings
 from trainer.workshop.sources import read_portions
+from trainer.workshop.stats import check_png, draw_histogram
 
 INSTRUCTION = (
     "Read the following review of a product that a customer wrote after buying it in our shop, think about what the "
@@ -278,3 +287,127 @@ def test_a_label_is_no_boilerplate_where_one_is_asked_for(label: str) -> None:
 def test_only_a_model_speaking_of_itself_is_a_refusal(answer: str, expected: list[str]) -> None:
     """What a knowledge cutoff is may be explained; who has one is a machine."""
     assert find_rules("why?", answer) == expected
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"region": "mistral"}, "--region MISTRAL: is no country in two letters (ISO 3166), such as DE or GB"),
+        (
+            {"language": "german"},
+            "--language german: is no language that is recognised, in two or three letters (ISO 639), such as en or de",
+        ),
+        ({"balance": math.nan}, "--balance nan: is at least 1, or 0 for no limit"),
+        ({"balance": math.inf}, "--balance inf: is at least 1, or 0 for no limit"),
+        ({"near": math.nan}, "--near nan: is a resemblance above 0, at most 1"),
+    ],
+)
+def test_a_setting_that_would_find_nothing_is_refused(changes: dict[str, Any], message: str) -> None:
+    """The option, the value and the rule, instead of a traceback or of no finding at all."""
+    with pytest.raises(InputError) as caught:
+        Settings(**changes)
+    assert str(caught.value) == message
+
+
+def test_the_case_of_codes_does_not_count(tmp_path: Path) -> None:
+    """--region de is Germany and --language EN is English, for data.check, too."""
+    settings = Settings(region="de", language="EN")
+    assert (settings.region, settings.language) == ("DE", "en")
+    row = {"prompt": "How can I reach you?", "completion": "Call 030 901820, please."}
+    assert read(tmp_path, row, region="de") == ([["How can I reach you?", "Call [PHONE], please."]], {})
+
+
+def check_by_command(path: Path, **options: Any) -> int:
+    return commands.check(str(path), None, **{"as_json": False, "region": "US", "skip": (), **options})
+
+
+def test_data_check_refuses_what_data_prepare_refuses(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """All problems at once, before anything is read; a region in small letters is one."""
+    path = write(tmp_path / "a.jsonl", [chat("How can I reach you?", "Call 030 901820, please.")])
+    with pytest.raises(InputError) as caught:
+        check_by_command(path, near="5", region="xx")
+    assert str(caught.value) == (
+        "--near 5.0: is a resemblance above 0, at most 1\n"
+        "--region XX: is no country in two letters (ISO 3166), such as DE or GB"
+    )
+    assert check_by_command(path, region="de") == 0
+    assert "personal-data: messages[1].content: phone" in capsys.readouterr().out
+
+
+def test_data_tasks_have_the_short_flags_of_all_commands_and_no_others() -> None:
+    """-r is the recipe and -o lays over it; nothing is dealt out in the order of parameters."""
+    flags = {
+        (argument.name, name)
+        for task in namespace.tasks.values()
+        for argument in task.get_arguments(ignore_unknown_help=True)
+        for name in argument.names
+        if len(name) == 1
+    }
+    assert flags == {("recipe", "r"), ("override", "o")}
+
+
+def test_a_target_that_exists_is_noticed_before_anything_is_fetched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Neither the hub nor a model is asked where the folder could not be written in the end."""
+    for name in ("fetch_from_hub", "find_model"):
+        monkeypatch.setattr(commands, name, lambda *_: pytest.fail("fetched something"))
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out/mine.txt").touch()
+    with pytest.raises(InputError) as caught:
+        commands.prepare(commands.Order(["owner/name"], str(tmp_path / "out"), {}), commands.Counting("pirate"))
+    assert str(caught.value) == f"{tmp_path / 'out'}: exists already; give another folder with --out"
+
+
+def test_a_histogram_goes_into_a_png_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another kind, no folder, or a file that is something else is refused before work starts, and stays as it is."""
+    monkeypatch.setattr(commands, "check_data", lambda *_, **__: pytest.fail("began to work"))
+    notes = tmp_path / "notes.png"
+    notes.write_text("mine")
+    for path, rule in (
+        (tmp_path / "x.svg", "is drawn as a PNG; give a name that ends in .png"),
+        (tmp_path / "none/x.png", f"there is no folder {tmp_path / 'none'}; make it, or give another name"),
+        (notes, "exists and is no PNG; give another name"),
+    ):
+        with pytest.raises(InputError) as caught:
+            commands.stats(str(tmp_path), commands.Counting("pirate"), png=str(path))
+        assert str(caught.value) == f"--png {path}: {rule}"
+    assert [path.name for path in tmp_path.iterdir()] == ["notes.png"]
+    assert notes.read_text() == "mine"
+
+
+@dataclass
+class _Lengths:
+    """As much of a token store as is drawn."""
+
+    lengths: NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+
+def test_a_histogram_appears_when_it_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A PNG of before is replaced; a drawing that fails leaves it, and nothing beside it."""
+    rows: Any = {split: _Lengths(np.arange(10, 20)) for split in SPLITS}
+    target = tmp_path / "a.PNG"
+    check_png(target)
+    draw_histogram(rows, 100, target)
+    drawn = target.read_bytes()
+    check_png(target)
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("full")))
+    with pytest.raises(OSError, match="full"):
+        draw_histogram(rows, 100, target)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.PNG"]
+    assert target.read_bytes() == drawn
+
+
+def test_data_style_takes_the_options_of_forms(monkeypatch: pytest.MonkeyPatch) -> None:
+    """--form, --map, --system and --skip arrive as they do from data.prepare."""
+    asked: list[commands.Order] = []
+    monkeypatch.setattr(commands, "prepare", lambda order, _counting: asked.append(order) or 0)
+    options = "--form pairs --map question=Frage --map answer=Antwort --system s --skip near --skip length"
+    with pytest.raises(SystemExit):
+        Program(namespace=namespace).run(["inv", "style", "a.csv", "out", *options.split()])
+    [order] = asked
+    assert order.mapping == ("question=Frage", "answer=Antwort")
+    assert {name: order.settings[name] for name in ("style", "form", "system", "skip")} == {
+        "style": "pirate", "form": "pairs", "system": "s", "skip": ("near", "length"),
+    }  # fmt: skip

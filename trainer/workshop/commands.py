@@ -30,11 +30,12 @@ from trainer.workshop.check import find_splits
 from trainer.workshop.forms import parse_mapping
 from trainer.workshop.model import find_model, load_tokenizer
 from trainer.workshop.near import THRESHOLD
+from trainer.workshop.prepare import check_target
 from trainer.workshop.prepare import prepare as make_set
-from trainer.workshop.settings import Model, Settings
+from trainer.workshop.settings import Model, Settings, complain_of_near, complain_of_region
 from trainer.workshop.show import choose_samples, show_samples
 from trainer.workshop.sources import find_files
-from trainer.workshop.stats import count, draw_histogram, render_categories, render_histogram, render_splits
+from trainer.workshop.stats import check_png, count, draw_histogram, render_categories, render_histogram, render_splits
 
 WIDTH = 110  # of tables where there is no terminal to ask
 _MOST_FINDINGS = 200
@@ -62,6 +63,8 @@ class Order:
 
 def prepare(order: Order, counting: Counting) -> int:
     """Make a data set of sources and show what became of them; returns the exit code."""
+    target = Path(order.out).expanduser()
+    check_target(target, (), order.replace)  # before anything is fetched
     mapping = tuple(parse_mapping(order.mapping).items())
     chosen = Settings(mapping=mapping, **order.settings, **read_numbers(**order.numbers))
     files = find_files(order.sources, fetch_from_hub)
@@ -69,7 +72,6 @@ def prepare(order: Order, counting: Counting) -> int:
     if "length" not in chosen.skip:
         config, model = find_model(counting.recipe, counting.overrides)
         chosen = dataclasses.replace(chosen, max_tokens=chosen.max_tokens or config.data.max_tokens)
-    target = Path(order.out).expanduser()
     with _progress("preparing") as tick:
         manifest = make_set(files, target, chosen, model, replace=order.replace, tick=tick)
     _stdout().print(render_manifest(manifest))
@@ -93,7 +95,9 @@ def fetch_from_hub(name: str) -> Path:
 
 def check(path: str, counting: Counting | None, *, as_json: bool, region: str, skip: Sequence[str], near: str = "") -> int:
     """Print what is wrong with a data set, a line each or as JSON; returns 2 if training would refuse it, else 0."""
-    limits = read_numbers(near=near)
+    threshold, region = read_numbers(near=near).get("near", THRESHOLD), region.upper()
+    if problems := [*complain_of_near(threshold), *complain_of_region(region)]:
+        raise InputError(problems)
     maker, max_tokens = None, 0
     if counting:
         config, model = find_model(counting.recipe, counting.overrides)
@@ -102,7 +106,7 @@ def check(path: str, counting: Counting | None, *, as_json: bool, region: str, s
     told: list[dict[str, Any]] = []
     findings = find_findings(
         find_beside(path, PROJECT_ROOT),
-        near=limits.get("near", THRESHOLD),
+        near=threshold,
         region=region,
         skip=skip,
         maker=maker,
@@ -143,6 +147,9 @@ def show(path: str, counting: Counting, *, split: str, count: int, line: int, se
 
 def stats(path: str, counting: Counting, *, png: str) -> int:
     """Print what a data set is made of, and draw the histogram of its tokens into ``png``; returns the exit code."""
+    drawn = Path(png).expanduser() if png else None
+    if drawn:
+        check_png(drawn)
     folder = find_beside(path, PROJECT_ROOT)
     check_data(folder, cache_dir(), remembers=False)
     figures = {file.stem: count(file) for file in find_splits(folder)}
@@ -156,8 +163,8 @@ def stats(path: str, counting: Counting, *, png: str) -> int:
     if categories := render_categories(figures):
         out.print(categories)
     print(render_histogram(np.concatenate([rows[split].lengths for split in SPLITS]), max_tokens))
-    if png:
-        draw_histogram(rows, max_tokens, Path(png).expanduser())
+    if drawn:
+        draw_histogram(rows, max_tokens, drawn)
         print(f"drawn: {png}", file=sys.stderr)
     return EXIT_OK
 

@@ -39,7 +39,7 @@ def prepare(
     replace: bool = False, tick: Tick = lambda _done, _total: None, num_workers: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Write the data set ``out`` and return its manifest; raises `InputError` if there is nothing to write, or it exists."""
-    _check_target(out, files, replace)
+    check_target(out, files, replace)
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.parent / f".{out.name}.preparing"
     work.mkdir(exist_ok=True)
@@ -58,7 +58,8 @@ def prepare(
     return manifest
 
 
-def _check_target(out: Path, files: Sequence[Path], replace: bool) -> None:
+def check_target(out: Path, files: Sequence[Path], replace: bool) -> None:
+    """Raise `InputError` if ``out`` may not be written, for what stands there or for being a source."""
     if not out.exists():
         return
     if not out.is_dir() or (any(out.iterdir()) and not (replace and _is_ours(out))):

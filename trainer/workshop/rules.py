@@ -226,6 +226,11 @@ def _identifier() -> object:
     return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
+def list_languages() -> frozenset[str]:
+    """Return the languages that `find_language` tells apart."""
+    return frozenset(_identifier().nb_classes)  # type: ignore[attr-defined]
+
+
 def find_language(text: str) -> tuple[str, float]:
     """Return the likeliest language (ISO 639-1) of a text and the probability."""
     name, probability = _identifier().classify(text)  # type: ignore[attr-defined]

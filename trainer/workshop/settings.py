@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,9 +28,32 @@ PERSONAL = ("mask", "drop")
 OVERLONG = ("split", "drop")
 
 
+def complain_of_near(near: float) -> list[str]:
+    """Return what is wrong with a resemblance from which samples are near duplicates."""
+    return [] if 0 < near <= 1 else [f"--near {near}: is a resemblance above 0, at most 1"]
+
+
+def complain_of_region(region: str) -> list[str]:
+    """Return what is wrong with the country of telephone numbers: with one that is none, no number would be found."""
+    import phonenumbers
+
+    if region in phonenumbers.SUPPORTED_REGIONS:
+        return []
+    return [f"--region {region}: is no country in two letters (ISO 3166), such as DE or GB"]
+
+
+def _complain_of_language(language: str) -> list[str]:
+    """Return what is wrong with the language to keep: of one that is never found, nothing would be kept."""
+    from trainer.workshop.rules import list_languages
+
+    if language in list_languages():
+        return []
+    return [f"--language {language}: is no language that is recognised, in two or three letters (ISO 639), such as en or de"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """All that decides what becomes of a source; `trainer.workshop.tasks` explains each on the command line."""
+    """All that decides what becomes of a source; `trainer.data_tasks` explains each on the command line."""
 
     mapping: tuple[tuple[str, str], ...] = ()
     form: str = ""
@@ -49,6 +73,8 @@ class Settings:
     licence: str = "unknown"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "region", self.region.upper())  # frozen for all others
+        object.__setattr__(self, "language", self.language.lower())
         problems = [
             f"--skip {step}: is not one of {', '.join(STEPS)}{suggest(step, STEPS)}" for step in self.skip if step not in STEPS
         ]
@@ -62,10 +88,11 @@ class Settings:
                 problems.append(f"--{name} {value}: is not one of {', '.join(filter(None, allowed))}{suggest(value, allowed)}")
         if not (self.valid > 0 and self.test > 0 and self.valid + self.test < 1):
             problems.append(f"--valid {self.valid} --test {self.test}: are shares above 0 that leave something for train")
-        if not 0 < self.near <= 1:
-            problems.append(f"--near {self.near}: is a resemblance above 0, at most 1")
-        if self.balance < 0 or 0 < self.balance < 1:
+        problems += [*complain_of_near(self.near), *complain_of_region(self.region)]
+        if not (self.balance == 0 or 1 <= self.balance < math.inf):
             problems.append(f"--balance {self.balance}: is at least 1, or 0 for no limit")
+        if self.language:
+            problems += _complain_of_language(self.language)
         if problems:
             raise InputError(problems)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from trainer.workshop.forms import NAMES
 _QUANTILES = (("median", 50), ("p90", 90), ("p99", 99), ("longest", 100))
 _BARS = " ▏▎▍▌▋▊▉█"
 _MOST_CATEGORIES = 20
+_PNG = b"\x89PNG\r\n\x1a\n"  # what each begins with
 
 
 @dataclass
@@ -106,8 +108,25 @@ def render_histogram(lengths: NDArray[np.int64], max_tokens: int, width: int = 4
     return "\n".join(["rows by tokens", *lines])
 
 
+def check_png(target: Path) -> None:
+    """Raise `InputError` if the histogram cannot be drawn into ``target``: what stands there must be a PNG of before."""
+    if target.suffix.lower() != ".png":
+        raise InputError(f"--png {target}: is drawn as a PNG; give a name that ends in .png")
+    if not target.parent.is_dir():
+        raise InputError(f"--png {target}: there is no folder {target.parent}; make it, or give another name")
+    if target.exists() and not _is_png(target):
+        raise InputError(f"--png {target}: exists and is no PNG; give another name")
+
+
+def _is_png(path: Path) -> bool:
+    if not path.is_file():
+        return False
+    with path.open("rb") as file:
+        return file.read(len(_PNG)) == _PNG
+
+
 def draw_histogram(rows: dict[str, TokenStore], max_tokens: int, target: Path) -> None:
-    """Write the histogram of all splits as a PNG, with the limit as a line."""
+    """Write the histogram of all splits as a PNG, with the limit as a line; the file appears when it is whole."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -121,4 +140,9 @@ def draw_histogram(rows: dict[str, TokenStore], max_tokens: int, target: Path) -
     axes.set(xlabel="tokens of a conversation, template included", ylabel="conversations")
     axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(target, dpi=150, metadata={"Software": None})
+    scratch = target.with_name(f".{target.name}.{os.getpid()}")
+    try:
+        figure.savefig(scratch, format="png", dpi=150, metadata={"Software": None})
+        os.replace(scratch, target)
+    finally:
+        scratch.unlink(missing_ok=True)
