@@ -5,14 +5,14 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from types import FrameType
 
 from trainer.cluster.interruptions import taken_by
 from trainer.cluster.inventory import Cluster
 from trainer.cluster.launch import Attach
 from trainer.cluster.outcome import Line, Outcome
-from trainer.cluster.presence import find_absent, tell_absent, without
+from trainer.cluster.presence import Absent, find_absent, tell_absent, without
 from trainer.cluster.supervise import Supervisor
 from trainer.config import LaunchConfig
 from trainer.errors import EXIT_INTERRUPTED, ClusterError, StalledError
@@ -20,12 +20,11 @@ from trainer.events import Event
 
 _MOST_FRUITLESS = 3  # losses in a row without a new step between them: something else is wrong
 _MOST_REFUSED = 10  # starts in a row that came to nothing: a host that has just come back may not be ready for some seconds
-_MOST_WITH_NEWCOMERS = 2  # of these, before those who have just come back are left out for good
+_MOST_WITH_NEWCOMERS = 3  # of these, before those who have just come back are left out for good
 _LOOK_EVERY_S = 2.0
 _LOOK_FOR_THE_LOST_EVERY_S = 10.0
 
 Start = Callable[[Cluster, Attach], Outcome]
-Absent = Callable[[Cluster, Mapping[str, str]], Mapping[str, str]]
 
 
 class Onward:
@@ -50,7 +49,9 @@ class Onward:
         self._are_back = threading.Event()
         self._is_recalled = False
         self._is_called_off = False  # by Ctrl-C or its kin, while no supervisor was there to take it
-        self._tried: Cluster | None = None  # the hosts that have made a step together last
+        self._proven: Cluster | None = None  # the hosts that have made a step together last
+        self._fruitless = 0  # losses in a row without a new step between them
+        self._refused = 0  # starts in a row that came to nothing
 
     def on_event(self, event: Event) -> None:
         """Take note of how far the run is; at a checkpoint it makes room for hosts that are back."""
@@ -76,42 +77,53 @@ class Onward:
             return self._follow(start)
 
     def _follow(self, start: Start) -> Outcome:
-        cluster, fruitless, refused, has_run = self._whole, 0, 0, False
-        while True:
+        cluster: Cluster | None = self._whole
+        is_first = True
+        while cluster:
             before = self._newest_step
-            outcome = self._attempt(start, cluster, is_first=not has_run)
+            outcome = self._attempt(start, cluster, is_first=is_first)
             has_progressed = self._newest_step > before
-            if has_progressed:
-                self._tried = cluster
+            self._proven = cluster if has_progressed else self._proven
             if self._is_recalled and self._was_stopped and not outcome.exit_code:
                 self._say("the run goes on with the hosts that are back")
-            elif not self._is_loss(outcome, cluster, is_first=not has_run) or self._settings.on_loss == "stop":
+            elif not self._is_loss(outcome, cluster, is_first=is_first) or self._settings.on_loss == "stop":
                 return outcome
-            elif self.has_started and outcome.exit_code == StalledError.exit_code:
-                refused, fruitless = 0, 0 if has_progressed else fruitless + 1
-            else:
-                refused += 1
-            if fruitless == _MOST_FRUITLESS or refused == _MOST_REFUSED:
+            elif self._is_again_and_again(outcome, has_progressed=has_progressed):
                 return dataclasses.replace(outcome, message=f"{outcome.message} (again and again without a step between)")
-            if refused == _MOST_WITH_NEWCOMERS and self._leave_out_newcomers(cluster, outcome):
-                refused = 0
-            if refused:
-                self._rest(_LOOK_EVERY_S)
-            has_run = True
-            found = None if self._is_called_off else self._gather(outcome)
-            if self._is_called_off:
-                return Outcome(EXIT_INTERRUPTED, "; ".join(filter(None, ("interrupted between two starts", outcome.message))))
-            if found is None:
-                code, reason = outcome.exit_code or StalledError.exit_code, "the hosts that are missing did not come back"
-                return dataclasses.replace(outcome, exit_code=code, message="; ".join(filter(None, (outcome.message, reason))))
-            cluster = found
+            is_first = False
+            cluster = self._choose_next(cluster, outcome)
+        return self._give_up(outcome)
+
+    def _is_again_and_again(self, outcome: Outcome, *, has_progressed: bool) -> bool:
+        """Count a loss; returns whether there are too many without a step between."""
+        if self.has_started and outcome.exit_code == StalledError.exit_code:
+            self._refused, self._fruitless = 0, 0 if has_progressed else self._fruitless + 1
+        else:
+            self._refused += 1
+        return self._fruitless == _MOST_FRUITLESS or self._refused == _MOST_REFUSED
+
+    def _choose_next(self, cluster: Cluster, outcome: Outcome) -> Cluster | None:
+        """Return the hosts to go on with after those of ``cluster``, None if the run cannot or is not to go on."""
+        if self._refused == _MOST_WITH_NEWCOMERS and self._leave_out_newcomers(cluster, outcome):
+            self._refused = 0
+        if self._refused:
+            self._rest(_LOOK_EVERY_S)
+        found = None if self._is_called_off else self._gather(outcome)
+        return None if self._is_called_off else found
+
+    def _give_up(self, outcome: Outcome) -> Outcome:
+        """Return how a run has ended that was to go on after ``outcome``."""
+        if self._is_called_off:
+            return Outcome(EXIT_INTERRUPTED, "; ".join(filter(None, ("interrupted between two starts", outcome.message))))
+        message = "; ".join(filter(None, (outcome.message, "the hosts that are missing did not come back")))
+        return dataclasses.replace(outcome, exit_code=outcome.exit_code or StalledError.exit_code, message=message)
 
     def _call_off(self, _number: int, _frame: FrameType | None) -> None:
         self._is_called_off = True
 
     def _leave_out_newcomers(self, cluster: Cluster, outcome: Outcome) -> bool:
         """Do without the hosts of ``cluster`` that have come back and cannot take part; returns whether there are any."""
-        proven = {host.name for host in self._tried.hosts} if self._tried else set()
+        proven = {host.name for host in self._proven.hosts} if self._proven else set()
         newcomers = {host.name: "" for host in cluster.hosts if host.name not in proven}
         if not proven or not newcomers:
             return False
@@ -157,7 +169,7 @@ class Onward:
 
         Hosts that are back may also be refused after the start: for want of disk, for example.
         """
-        has_newcomers = self._tried is not None and len(cluster.hosts) > len(self._tried.hosts)
+        has_newcomers = self._proven is not None and len(cluster.hosts) > len(self._proven.hosts)
         came_to_nothing = not is_first and (not self.has_started or has_newcomers)
         return outcome.exit_code == StalledError.exit_code or (came_to_nothing and outcome.exit_code == ClusterError.exit_code)
 

@@ -10,13 +10,12 @@ from typing import Any
 
 from rich.console import Console
 
-from trainer.cluster.hostfile import read_cables
 from trainer.cluster.inventory import Cluster
 from trainer.cluster.launch import NOT_YET, Again, Attach, Inputs, Watcher, execute, plan_run
 from trainer.cluster.nodes import Fleet, muster
 from trainer.cluster.outcome import Line, Outcome
 from trainer.cluster.plan import Launch
-from trainer.cluster.presence import find_absent
+from trainer.cluster.presence import by_link_of, find_absent
 from trainer.cluster.rollcall import call_roll
 from trainer.cluster.room import read_room
 from trainer.cluster.several import bring_back, execute_on, find_artifacts, guess_launch, notice, plan_on, send_all
@@ -26,7 +25,7 @@ from trainer.events import Event
 from trainer.jobs import Claim
 from trainer.measure.fit import MemoryPlan, find_here, plan_memory
 from trainer.measure.forecast import foretell
-from trainer.onward import Absent, Onward
+from trainer.onward import Onward
 from trainer.paths import cache_dir, runs_dir
 from trainer.receipt import prepare_once
 from trainer.report.console import RunConsole, plain_text, render_answers, render_summary
@@ -92,26 +91,14 @@ class Voyage:
     def make(self, record: Record) -> Outcome:
         """Run to the end, through losses if the recipe says so; all is told to ``record`` and on the console."""
         settings = self._inputs.config.launch
-        self._onward = Onward(
-            self._inputs.cluster, settings, lambda text: notice(self._watcher, text), absent=self._make_look()
-        )
+        absent = by_link_of(self._fleet) if self._fleet else find_absent
+        self._onward = Onward(self._inputs.cluster, settings, lambda text: notice(self._watcher, text), absent=absent)
         self._watcher = Both(record, self._console, self._onward)  # kept first: a closed terminal must not lose it
         try:
             return self._onward.follow(self._start)
         finally:
             if self._fleet and self._is_under_way:
                 bring_back((self._sailed or self._fleet).cluster, self.launch, self._watcher)
-
-    def _make_look(self) -> Absent:
-        """Return what finds the hosts that are absent, by the link that this run takes."""
-        if self._fleet is None:
-            return find_absent
-        is_slow, cables = self._fleet.is_slow, read_cables(self._fleet.head.cables)
-
-        def look(cluster: Cluster, unreachable: Mapping[str, str]) -> Mapping[str, str]:
-            return find_absent(cluster.over_management(None) if is_slow else cluster, unreachable, () if is_slow else cables)
-
-        return look
 
     def _start(self, cluster: Cluster, attach: Attach) -> Outcome:
         if self._is_under_way:

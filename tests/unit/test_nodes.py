@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from trainer.cluster import nodes
+from trainer.cluster import nodes, presence
 from trainer.cluster.call import NotProvisionedError
 from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.nodes import muster
@@ -107,6 +107,21 @@ def test_the_slow_link_if_allowed(say: Any) -> None:
     assert [host.address for host in fleet.cluster.hosts] == ["10.77.0.1", "10.77.0.2", "10.77.0.3"]
     assert str(fleet.cluster.network) == "10.77.0.0/24"
     assert told == [f"the fast link is not up, so the gradients go over 10.77.0.0/24:\n  beta: {DOWN}"]
+
+
+def test_hosts_are_missed_by_the_link_that_they_take(say: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run that goes over the slow link misses nobody whose fast link is down; one that goes over the fast link does."""
+
+    def ask(_host: Host, _root: object, request: dict[str, Any], _timeout_s: float) -> dict[str, Any]:
+        return {"link": [DOWN] if "10.99.0.2" in request["own"] else []}
+
+    monkeypatch.setattr(presence, "ask", ask)
+    say(beta={"link": [DOWN]})
+    slow = muster(CLUSTER, allow_slow_link=True, say=lambda _: None)
+    assert presence.by_link_of(slow)(CLUSTER, {}) == {}
+    say(beta={"link": []})
+    fast = muster(CLUSTER, allow_slow_link=True, say=pytest.fail)
+    assert presence.by_link_of(fast)(CLUSTER, {}) == {"beta": DOWN}
 
 
 def test_no_fast_link_at_all(say: Any) -> None:

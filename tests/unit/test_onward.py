@@ -156,7 +156,7 @@ def test_a_host_that_is_back_is_taken_back_at_a_checkpoint() -> None:
 
 
 def test_a_host_that_is_back_and_cannot_take_part_is_left_out() -> None:
-    """A returned host with which two starts come to nothing, before or after they have begun, must not end a healthy run."""
+    """A returned host with which three starts come to nothing, before or after they have begun, must not end a healthy run."""
 
     def sail_short(onward: Onward) -> Outcome:
         onward._are_back.set()
@@ -173,9 +173,9 @@ def test_a_host_that_is_back_and_cannot_take_part_is_left_out() -> None:
         onward.on_event({"event": "started"})
         return Outcome(3, "beta: its disk has no room for checkpoints")
 
-    story = Story(after_steps(5, LOST), sail_short, refuse, begin_in_vain, Outcome(0), absent=[ASLEEP])
+    story = Story(after_steps(5, LOST), sail_short, refuse, refuse, begin_in_vain, Outcome(0), absent=[ASLEEP])
     assert story.tell() == Outcome(0)
-    assert story.starts[-3:] == [["alpha", "beta", "gamma"]] * 2 + [["alpha", "gamma"]]
+    assert story.starts[-4:] == [["alpha", "beta", "gamma"]] * 3 + [["alpha", "gamma"]]
     assert "beta: its disk has no room for checkpoints: going on without beta" in story.said
 
 

@@ -8,9 +8,9 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 
 from trainer.cluster.call import ask
-from trainer.cluster.hostfile import Cables
+from trainer.cluster.hostfile import Cables, read_cables
 from trainer.cluster.inventory import Cluster, Host
-from trainer.cluster.nodes import find_ways
+from trainer.cluster.nodes import Fleet, find_ways
 from trainer.cluster.ssh import on_all
 from trainer.errors import ClusterError
 
@@ -19,6 +19,9 @@ _WITHOUT_ANSWER = re.compile(r"has not answered|timed out|banner exchange")
 _PEER_NAMED = re.compile(r"(\S+) \(\S+\) (?:does not answer|refuses)")
 
 Ask = Callable[[Host, list[Host]], Sequence[str]]
+Absent = Callable[
+    [Cluster, Mapping[str, str]], Mapping[str, str]
+]  # `find_absent`, of the hosts that are known to be unreachable
 
 
 def find_absent(
@@ -51,6 +54,14 @@ def find_absent(
         del cut_off[answering[0]]
     reasons |= cut_off
     return {**reasons, **_outvoted(complaints, reasons)}
+
+
+def by_link_of(fleet: Fleet) -> Absent:
+    """Return what finds absent hosts by the link that the runs of ``fleet`` take: over the slow one, none has to be up."""
+    cables = read_cables(fleet.head.cables)
+    if fleet.is_slow:
+        return lambda cluster, unreachable: find_absent(cluster.over_management(None), unreachable)
+    return lambda cluster, unreachable: find_absent(cluster, unreachable, cables)
 
 
 def describe_silence(error: str) -> str:
