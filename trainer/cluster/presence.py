@@ -19,9 +19,7 @@ _WITHOUT_ANSWER = re.compile(r"has not answered|timed out|banner exchange")
 _PEER_NAMED = re.compile(r"(\S+) \(\S+\) (?:does not answer|refuses)")
 
 Ask = Callable[[Host, list[Host]], Sequence[str]]
-Absent = Callable[
-    [Cluster, Mapping[str, str]], Mapping[str, str]
-]  # `find_absent`, of the hosts that are known to be unreachable
+Absent = Callable[[Cluster, Mapping[str, str]], Mapping[str, str]]  # as `find_absent`: a cluster, and who is unreachable
 
 
 def find_absent(
