@@ -229,7 +229,13 @@ def campaign(yard: Shipyard) -> Campaign:
 
 
 @pytest.mark.parametrize(
-    "name", ["a host is frozen", "the newest checkpoint is altered, a rank killed", "the control machine reboots"]
+    "name",
+    [
+        "a host is frozen",
+        "the fast cable is out for good",
+        "the newest checkpoint is altered, a rank killed",
+        "the control machine reboots",
+    ],
 )
 def test_a_struck_run_comes_to_its_end(campaign: Campaign, name: str) -> None:
     """It ends well by itself or resumed; each sample once; the same bits at the same number of ranks; nothing is left."""
