@@ -6,9 +6,11 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import write_tiny_data, write_tiny_model
+from xdist.scheduler import LoadFileScheduling
 
 from trainer.native import load_blas
 
@@ -18,6 +20,7 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # of a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 load_blas()  # before any test module imports MLX, so that they all compute as training does
 REMEDY = "remedy"  # the name of a report's property
+ON_PROVISIONED = ("test_baseline", "test_remedies", "test_train")
 
 
 @pytest.fixture(scope="session")
@@ -36,6 +39,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Begin with what takes longest, so that of two files at a time none is left alone at the end."""
     rooms = ["ansible", "lab", "ranks", "numeric", "page", "contracts", "unit"]
     items.sort(key=lambda item: rooms.index(item.path.parent.name) if item.path.parent.name in rooms else len(rooms))
+
+
+class Lanes(LoadFileScheduling):  # type: ignore[misc]
+    """One file at a time in each lane; those that stand on the provisioned laboratory, which takes minutes to make, in one."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file: str = super()._split_scope(nodeid)
+        return "the provisioned laboratory" if Path(file).stem in ON_PROVISIONED and Path(file).parent.name == "lab" else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Lanes:
+    """Deal the files out."""
+    return Lanes(config, log)
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -29,8 +29,8 @@ def play(lab: Laboratory, playbook: str, *options: str, check: bool = True) -> s
     return played
 
 
-@pytest.fixture(scope="module")
-def provisioned_lab(request: pytest.FixtureRequest) -> Iterator[Laboratory]:
+@pytest.fixture(scope="session")
+def provisioned_lab() -> Iterator[Laboratory]:
     """Yield three hosts that site.yml has made a cluster, without the bundled model and data, and take them down after.
 
     ``FLOTILLA_LAB`` names a laboratory that is up and provisioned already, to be used and left as it is.
