@@ -31,6 +31,8 @@ CHAT = '{"messages": [{"role": "user", "content": "ahoy?"}, {"role": "assistant"
 SHARE = '{"conversations": [{"from": "human", "value": "ahoy?"}, {"from": "gpt", "value": "arr"}]}'
 ONE = ["ahoy?", "arr"]
 HINT = "--map FIELD=COLUMN tells what is what"
+STRAY = "is not CSV: ',' expected after '\"'; write a quote within a quoted cell twice"
+REST = "is not CSV: looks like more of the broken row above it"
 
 
 @dataclass
@@ -252,7 +254,7 @@ CASES: dict[str, tuple[str, str | bytes, list[list[str]], list[str]]] = {
         ['2 form: has no answer, or an empty one, only question among "prompt", "completion"; --map answer=COLUMN names it'],
     ),
     "too many cells": ("a.csv", "prompt,completion\na,b,c\nahoy?,arr\n", [ONE], ["2 broken: has 3 cells for 2 columns; quote cells that hold a ','"]),
-    "a quote that never ends": ("a.csv", 'prompt,completion\na,"b\n', [], ["2 broken: is not CSV: unexpected end of data; nothing after it is read"]),
+    "a quote that is not written twice": ("a.csv", 'prompt,completion\na,"b "c" d"\nahoy?,arr\n', [ONE], [f"2 broken: {STRAY}"]),
     "messages in a cell": ("a.csv", 'id,messages\n1,"[{""role"": ""user"", ""content"": ""ahoy?""}, {""role"": ""assistant"", ""content"": ""arr""}]"\n', [ONE], []),
     "an empty table": ("a.csv", "", [], ["1 broken: the file is empty"]),
     "null bytes in a table": ("a.csv", "prompt,completion\na\0,b\nahoy?,arr\n", [ONE], ["2 encoding: holds a character that was lost in reading or writing, at position 1"]),
@@ -464,3 +466,42 @@ def test_a_list_is_read_like_lines(tmp_path: Path, values: list[object], pretty:
     one, two = curate(lines), curate(whole)
     assert one.kept == two.kept
     assert [text.split(" ", 1)[1] for text in one.dropped] == [text.split(" ", 1)[1] for text in two.dropped]
+
+
+# rows after the head "prompt,completion": what is kept, what is dropped
+STRAY_QUOTES: dict[str, tuple[str, list[list[str]], list[str]]] = {
+    "in a cell": ('a,b\n1,"Some say "rain" gathers"\nahoy?,arr\n"ahoy?","arr"', [["a", "b"], ONE, ONE], [f"3 broken: {STRAY}"]),
+    "an opened cell before a quoted one": ('1,"open\na,b\n"ahoy?","arr"', [["a", "b"], ONE], [f"2 broken: {STRAY}"]),
+    "in two rows": ('1,"a "b" c"\n2,"d "e" f"\nahoy?,arr', [ONE], [f"2 broken: {STRAY}", f"3 broken: {STRAY}"]),
+    "in a cell of several lines": (
+        '"one\nhe said "hi" to me\nthree",x\n\nahoy?,arr',
+        [ONE],
+        [f"2 broken: {STRAY}", f"3 broken: {REST}", f"4 broken: {REST}"],
+    ),
+    "in a cell that ends on a line of its own": ('"He said "x"\n",b\nahoy?,arr', [ONE], [f"2 broken: {STRAY}", f"3 broken: {REST}"]),
+    "where nothing is quoted": ('a 5" mast,b\nahoy?,arr', [['a 5" mast', "b"], ONE], []),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRAY_QUOTES)
+def test_a_stray_quote_costs_its_own_row_alone(name: str, tmp_path: Path) -> None:
+    """All rows before and behind the broken one are read, with their own lines; no piece of it passes for a row."""
+    rows, kept, dropped = STRAY_QUOTES[name]
+    path = tmp_path / "a.csv"
+    path.write_text(f"prompt,completion\n{rows}\n")
+    became = curate(path)
+    assert (became.kept, became.dropped) == (kept, dropped)
+
+
+@pytest.mark.parametrize(
+    ("rows", "line"),
+    [('a,"b', 2), ('a,"b\n', 2), ('a,"', 2), ('c,d\n1,"open\na,b\nahoy?,arr\n', 3), ('"x\ny","open\nc,d\n\n', 3), ('a,b\r1,"c\r', 3)],
+)  # fmt: skip
+def test_a_quoted_cell_that_is_never_closed_is_refused(rows: str, line: int, tmp_path: Path) -> None:
+    """It would swallow the rest of the file: the line on which the cell opens is told, and the remedy."""
+    path = tmp_path / "a.csv"
+    path.write_text(f"prompt,completion\n{rows}", newline="")
+    with pytest.raises(InputError) as caught:
+        list(read_portions(path))
+    said = "a quoted cell opens here and is never closed; close it, or write the quote twice if it is text"
+    assert str(caught.value) == f"{path}:{line}: {said}"
