@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 from trainer.data.formats import Sample, parse_line
 from trainer.errors import InputError
 from trainer.workshop.curate import Curator
+from trainer.workshop.prose import read_transcript
 from trainer.workshop.settings import Settings
 from trainer.workshop.sources import find_files, read_portions
 
@@ -505,3 +506,63 @@ def test_a_quoted_cell_that_is_never_closed_is_refused(rows: str, line: int, tmp
         list(read_portions(path))
     said = "a quoted cell opens here and is never closed; close it, or write the quote twice if it is text"
     assert str(caught.value) == f"{path}:{line}: {said}"
+
+
+BELOW = "Below is an instruction that describes a task, paired with an input. Write a response that completes the request."
+CHATML = "<|im_start|>{}\n{}<|im_end|>\n"
+
+# text of a record: the roles and contents of its turns, or why it has none
+TRANSCRIPTS: dict[str, tuple[str, list[str] | str]] = {
+    "turns on one line": ("### Human: ahoy?### Assistant: arr### Human: and? ### Assistant: aye", ["user: ahoy?", "assistant: arr", "user: and?", "assistant: aye"]),
+    "Alpaca": (f"{BELOW}\n\n### Instruction:\nAdd.\n\n### Input:\n1, 2\n\n### Response:\n3", [f"system: {BELOW}", "user: Add.\n\n1, 2", "assistant: 3"]),
+    "Alpaca without an input": (f"{BELOW}\n\n### Instruction:\nAdd.\n\n### Input:\n\n### Response:\n3", [f"system: {BELOW}", "user: Add.", "assistant: 3"]),
+    "an input that looks like turns": ("### Instruction: Answer.\n### Input:\nQuestion: who?\nHint: a bird.\n### Response: A: the gull", ["user: Answer.\n\nQuestion: who?\nHint: a bird.", "assistant: A: the gull"]),
+    "an input of plain turns": ("User: a\nInput: b\nAssistant: c", ["user: a\nInput: b", "assistant: c"]),
+    "turns that speak of marks": ("User: what is ### Human: good for?\nAssistant: for chats", ["user: what is ### Human: good for?", "assistant: for chats"]),
+    "a preamble of plain turns": ("They met.\nUser: a\nAssistant: b", "is a text without turns; give it as a file of its own (.txt or .md), or --map its columns"),
+    "a preamble with headings": ("# Title\n\n### Question: a\n\n### Answer: b", "is a text without turns; give it as a file of its own (.txt or .md), or --map its columns"),
+    "ChatML on one line": ("<|im_start|>user\na<|im_end|><|im_start|>assistant\nb<|im_end|>", ["user: a", "assistant: b"]),
+    "ChatML between a sequence's marks": ("<s>" + CHATML.format("system", "s") + CHATML.format("user", "a") + CHATML.format("assistant", "b") + "</s>", ["system: s", "user: a", "assistant: b"]),
+    "ChatML that asks for an answer": (CHATML.format("user", "a") + CHATML.format("assistant", "b") + "<|im_start|>assistant", ["user: a", "assistant: b"]),
+    "ChatML without ends": ("<|im_start|>user\na\n<|im_start|>assistant\nb", ["user: a", "assistant: b"]),
+    "ChatML with a tool": (CHATML.format("user", "a") + CHATML.format("tool", "42") + CHATML.format("assistant", "b"), 'turn 2 of ChatML: "tool" is nobody we know; write it as a turn of user or assistant, or leave it out'),
+    "ChatML with a function": (CHATML.format("user", "a") + CHATML.format("function name=f", "42"), 'turn 2 of ChatML: "function name=f" is nobody we know; write it as a turn of user or assistant, or leave it out'),
+    "ChatML that is spoken of": ("User: what is <|im_start|>?\nAssistant: It begins a turn.", ["user: what is <|im_start|>?", "assistant: It begins a turn."]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", TRANSCRIPTS)
+def test_a_transcript_keeps_every_turn(name: str) -> None:
+    """All that is said is in some turn, by whom it was said; where that cannot be told, the reason is."""
+    text, expected = TRANSCRIPTS[name]
+    if isinstance(expected, str):
+        with pytest.raises(ValueError) as caught:  # noqa: PT011 - the whole message is compared
+            read_transcript(text)
+        assert str(caught.value) == expected
+    else:
+        assert [f"{turn.role}: {turn.content}" for turn in read_transcript(text)] == expected
+
+
+def test_a_document_in_which_a_tool_speaks_is_no_prose(tmp_path: Path) -> None:
+    """A file of ChatML with an unknown role is dropped with the reason that a record would be, not read as a story."""
+    path = tmp_path / "a.txt"
+    path.write_text(TRANSCRIPTS["ChatML with a tool"][0])
+    became = curate(path)
+    assert (became.kept, became.dropped) == ([], [f"1 broken: {TRANSCRIPTS['ChatML with a tool'][1]}"])
+
+
+def test_what_stands_before_the_first_heading_is_told(tmp_path: Path) -> None:
+    """A title's line may stand there; a passage answers no heading, is counted as dropped, and the remedy told."""
+    path, rest = tmp_path / "a.md", "# What is it?\nA ship.\n"
+    path.write_text(f"\nAll about ships\n\n{rest}")
+    assert curate(path).dropped == []
+    path.write_text(f"\nShips are large.\nThey sail.\n\n{rest}")
+    became = curate(path)
+    assert became.kept == [["What is it?", "A ship."]]
+    assert became.dropped == [
+        "2 broken: holds 5 words before the first heading, which answer nothing; put a heading above them"
+    ]
+    path.write_text(f"{'word ' * 30}\n{rest}")
+    assert curate(path).dropped == [
+        "1 broken: holds 30 words before the first heading, which answer nothing; put a heading above them"
+    ]

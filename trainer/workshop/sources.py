@@ -133,9 +133,12 @@ def read_document_lines(text: str) -> Iterator[tuple[int, Any]]:
         yield 1, Broken("the file is empty")
         return
     num_made = 0
-    for line, turns in read_document(text.replace("\r\n", "\n").removeprefix("\ufeff")):
+    for line, made in read_document(text.replace("\r\n", "\n").removeprefix("\ufeff")):
         num_made += 1
-        yield line, {"messages": [{"role": turn.role, "content": turn.content} for turn in turns]}
+        if isinstance(made, Broken):
+            yield line, made
+        else:
+            yield line, {"messages": [{"role": turn.role, "content": turn.content} for turn in made]}
     if not num_made:
         yield 1, Broken("is a text of one passage, with nothing to learn its continuation from")
 
