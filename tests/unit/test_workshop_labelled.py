@@ -8,9 +8,11 @@ The labelled sets are made by seeded construction on top of the pirate data, who
 from __future__ import annotations
 
 import base64
+import ipaddress
 import itertools
 import json
 import random
+import re
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -18,14 +20,14 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from trainer.data.formats import SPLITS, Message, read_splits
 from trainer.paths import PROJECT_ROOT
 from trainer.workshop.check import check
 from trainer.workshop.near import THRESHOLD, Signer, Spoken, find_pairs, normalise, resemble, shingle
-from trainer.workshop.personal import find_personal, mask
+from trainer.workshop.personal import Found, find_personal, mask
 from trainer.workshop.rules import find_refusals
 
 PIRATE = PROJECT_ROOT / "datasets/pirate"
@@ -272,3 +274,40 @@ def test_bare_refusals_are_told_from_answers() -> None:
 
     assert [text for text in REFUSING if not is_refusal(text)] == []
     assert [text for text in HELPFUL if is_refusal(text)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "masked"),
+    [
+        ("postgres://admin:hunter22@db.company.com/x", "postgres://admin:[PASSWORD]@db.company.com/x"),
+        ("redis://:s3cretpw@cache.corp.io:6379/0", "redis://:[PASSWORD]@cache.corp.io:6379/0"),
+        ("mysql://a:p@ss:w0rd@host.corp.com/x", "mysql://a:[PASSWORD]@host.corp.com/x"),
+        ("smtp://jo@mail.org:pw12345@smtp.mail.org", "smtp://[EMAIL]:[PASSWORD]@smtp.mail.org"),
+        ("password: ab1!sk-aaaaaaaaaaaaaaaaaaaaaaaa1,c", "password: [PASSWORD],c"),
+        ("http://localhost:8080/a@b.com", "http://localhost:8080/[EMAIL]"),
+    ],
+)
+def test_where_finds_overlap_the_secret_is_masked(text: str, masked: str) -> None:
+    """A password that reads on as an address is a password; nothing of a secret is left beside another."""
+    assert mask(text, find_personal(text)) == masked
+
+
+@settings(deadline=None)
+@given(st.integers(0x2000 << 112, (0x4000 << 112) - 1).map(ipaddress.IPv6Address), st.sampled_from(USUAL))
+def test_every_address_of_version_6_that_is_global_is_found(address: ipaddress.IPv6Address, frame: str) -> None:
+    """In its short and its full form, in a sentence; one that `ipaddress` says is not global is not."""
+    assume(re.search("[a-f]", str(address)) or len(re.findall(r"\d+", str(address))) >= 3)  # 2000::2 may be a slice
+    for text in (str(address), address.exploded.upper()):
+        said = frame.format(text)
+        expected = [Found("ip address", said.index(text), said.index(text) + len(text))] if address.is_global else []
+        assert find_personal(said) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["12:30:45", "2023:10:12:14:30:59", "00:1b:44:11:3a:b7", "20:01:ab:cd:ef:01:02:03", "2024:10:05 12:30:45", "x[2000::2]",
+     "2001:db8::1", "fe80::1ff:fe23:4567:890a", "::1", "fc00:1234::1", "2a00::x::1", "2606:4700:4700::1111::1", "std::vec::2000"],
+)  # fmt: skip
+def test_times_and_hardware_addresses_are_no_addresses_of_version_6(text: str) -> None:
+    """Nor are slices, and addresses that only a network of one's own knows."""
+    assert find_personal(f"It is {text} here.") == []

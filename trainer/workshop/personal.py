@@ -7,6 +7,7 @@ gave them.
 
 from __future__ import annotations
 
+import bisect
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -50,12 +51,19 @@ _PASSWORD = re.compile(
     r"(?P<value>[^\s\"'<>{}$(),;]{8,})",
     re.IGNORECASE,
 )
-_URL_PASSWORD = re.compile(r"\b[a-z][a-z0-9+.-]{1,20}://[^\s:/@]{1,64}:(?P<value>[^\s:/@]{3,128})@")
+_URL_PASSWORD = re.compile(  # up to the last @ before a slash: passwords hold @ and : unescaped more often than they should
+    r"\b[a-z][a-z0-9+.-]{1,20}://[^\s:/]{0,64}:(?P<value>[^\s/\"'<>]{3,128}|[^\s:/@]{3,128})@(?=[\w\[])", re.IGNORECASE
+)
 _DIGITS = re.compile(r"(?<![\w./:-])\+?\(?\d[\d ().\-/]{5,22}\d(?![\w-]|[.,:/]\d)")
 _CARD = re.compile(r"(?<![\w.-])\d(?:[ -]?\d){12,18}(?![\w-]|\.\d)")
 _IBAN = re.compile(r"\b[A-Z]{2}\d{2}(?: ?[A-Z0-9]{4}){2,7}(?: ?[A-Z0-9]{1,3})?\b")
 _SSN = re.compile(r"(?<![\w-])(?!000|666|9\d\d)\d{3}-(?!00)\d\d-(?!0000)\d{4}(?![\w-])")
 _IP = re.compile(r"(?<![\w.])(?:\d{1,3}\.){3}\d{1,3}(?![\w.]*\w)")
+_IP6 = re.compile(  # from 2000::/3, where all global ones are; 2000::2 is likelier a slice than an address
+    r"(?<![\w:.])(?=[23][0-9a-f]{3}:)(?=[0-9:]*[a-f]|(?:\d+:{1,2}){2}\d)"
+    r"[0-9a-f]{4}(?:::?[0-9a-f]{1,4}){0,7}(?:::)?(?!\w|:[\w:]|\.\d)",
+    re.IGNORECASE,
+)
 _DIGIT_HINTS = tuple("0123456789")
 _KEY_HINTS = (
     "AKIA", "ASIA", "gh", "glpat", "sk-", "sk_", "rk_", "pk_", "xox", "AIza", "ya29", "hf_", "npm_", "pypi-", "SG.", "dop_v1_",
@@ -73,12 +81,24 @@ def _holds(text: str, hints: tuple[str, ...]) -> bool:
 
 
 def find_personal(text: str, region: str = "US") -> list[Found]:
-    """Return personal data and secrets in ``text``, by place, none inside another; ``region`` is that of national numbers."""
-    found: list[Found] = []
-    for one in sorted(_find_all(text, region), key=lambda f: (f.start, -f.end)):
-        if not found or one.start >= found[-1].end:
-            found.append(one)
-    return found
+    """Return personal data and secrets in ``text``, by place, none inside another; ``region`` is that of national numbers.
+
+    Where a secret and something else overlap, the secret stays; secrets that overlap become one.
+    """
+    ordered = sorted(_find_all(text, region), key=lambda one: (one.start, -one.end))
+    secrets: list[Found] = []
+    others: list[Found] = []
+    for one in filter(lambda one: one.is_secret, ordered):
+        if secrets and one.start < secrets[-1].end:
+            secrets[-1] = Found(secrets[-1].kind, secrets[-1].start, max(one.end, secrets[-1].end))
+        else:
+            secrets.append(one)
+    for one in filter(lambda one: not one.is_secret, ordered):
+        after = bisect.bisect_right(secrets, one.start, key=lambda secret: secret.end)
+        is_free = after == len(secrets) or one.end <= secrets[after].start
+        if is_free and (not others or one.start >= others[-1].end):
+            others.append(one)
+    return sorted(secrets + others, key=lambda one: one.start)
 
 
 def mask(text: str, found: list[Found]) -> str:
@@ -111,6 +131,8 @@ def _find_numbers(text: str, region: str) -> Iterator[Found]:
     yield from (Found("account number", *m.span()) for m in _IBAN.finditer(text) if _is_iban(m[0]))
     yield from (Found("social security number", *m.span()) for m in _SSN.finditer(text))
     yield from (Found("ip address", *m.span()) for m in _IP.finditer(text) if _is_public_address(m[0]))
+    if ":" in text:
+        yield from (Found("ip address", *m.span()) for m in _IP6.finditer(text) if _is_public_address(m[0]))
     for match in _DIGITS.finditer(text):
         if _is_phone(match[0], region, text[max(0, match.start() - 24) : match.start()]):
             yield Found("phone", *match.span())
