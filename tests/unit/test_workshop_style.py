@@ -157,3 +157,61 @@ def test_a_data_set_is_put_into_style(tmp_path: Path) -> None:
             number = int(re.findall(r"\d", system)[0])
             assert (system, question) == (f"You are {number}.", f"Who are you, {number}?")
             assert answer == speak(PLAIN[number])
+
+
+@pytest.mark.parametrize("frame", ["Write {} here.", "You see {}, and your work is done.", "{}", "- {}\n- and more"])
+@pytest.mark.parametrize(
+    "kept",
+    ["example.com/for", "github.com/friend", "my.org:8080/is?of=for", "@friend", "#friend", "--for=ready", "--of-my", "-f", "b = 'for you'",
+     "a is null and b = 'for you'", "for i in range(10):", "print(my, 'for you')", "['for', 'you']", "mode=yes", "My Fair Lady", "Hello Kitty"],
+)  # fmt: skip
+def test_code_within_a_sentence_and_names_are_unharmed(kept: str, frame: str) -> None:
+    """Options, conditions, calls, addresses without a scheme, names at a sentence's beginning."""
+    assert kept in speak(frame.format(kept))
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["for friend in my:", "for i, old in enumerate(friends): print(old)", "if x is None and y == 'for you':", "while is_ok(my):", "elif my:", "else:", "try:",
+     "def my(of, is):", "async def my(you: int) -> friend:", "class Friend(Old):", "with open(my) as friend:", "except ValueError as is:", "x = my + your",
+     "my.friend: int = of", "let friend = your(of);", "my $friend = 5;", "print(my, of)", "friend.for(you).of(my)", "return friend", "return of(my);",
+     "if (is && my) {", "} else if (for) {", "for (let i = 0; i < my; i++) {", "friends.map(my => my.is);", "private static final int my = of;",
+     "letter-spacing: normal;", "SELECT my FROM friends WHERE old = 'of'", "$ ls my", ">>> my", "import my", "from my import friend", "// for you"],
+)  # fmt: skip
+def test_lines_that_look_like_code_are_code(line: str) -> None:
+    """By their first word, their end, or as an assignment or a call; with prose around them or none."""
+    assert speak(line) == line
+    assert middle(f"It is:\n{line}\nYou see.") == f"'Tis:\n{line}\nYe see."
+
+
+@pytest.mark.parametrize(
+    ("plain", "spoken"),
+    [
+        ("for example:", "fer example:"),
+        ("if you are my friend:", "if ye be me matey:"),
+        ("with my friend:", "with me matey:"),
+        ("for your friend {name}", "fer yer matey {name}"),
+        ("- return it to your friend;", "- return it to yer matey;"),
+        ('it is, "he said" -> (of you and my friend);', "'tis, \"he said\" -> (o' ye an' me matey);"),
+        ("The friend(s) of you", "The matey(s) o' ye"),
+        ("E = mc^2 is for you.", "E = mc^2 be fer ye."),
+        ("Well, it -and you know it- is old.", "Well, it -an' ye know it- be ol'."),
+        ("Is Paris old? It is Monday. You are Captain.", "Be Paris ol'? 'Tis Monday. Ye be Captain."),
+        ("Mr. Friend is old, i.e. Old. Old ships.", "Mr. Friend be ol', i.e. Old. Ol' ships."),
+        ("No. 5 is old. No. You are.", "No. 5 be ol'. Nay. Ye be."),
+    ],
+)
+def test_prose_that_only_resembles_code_is_spoken(plain: str, spoken: str) -> None:
+    """Colons, semicolons, brackets and signs make no code of a sentence; a number is no denial."""
+    assert middle(plain) == spoken
+
+
+@pytest.mark.parametrize(
+    "short",
+    ["Apple Inc.", "Ask Mrs.", "He, Prof.", "Ropes, etc.", "Red vs.", "See No.", "See Dr.", "At St.", "See e.g.", "Tea, i.e."],
+)
+def test_no_address_is_put_after_an_abbreviation(short: str) -> None:
+    """It comes behind the first sentence that ends: of 60 texts none has it before."""
+    spoken = [speak(f"{short} Brown had {number} ships. They sailed.") for number in range(60)]
+    assert all(f"{short} Brown had " in text for text in spoken)
+    assert any(", matey." in text for text in spoken)
