@@ -23,7 +23,7 @@ from trainer.errors import InputError
 from trainer.workshop.curate import Curator
 from trainer.workshop.prose import read_transcript
 from trainer.workshop.settings import Settings
-from trainer.workshop.sources import find_files, read_portions
+from trainer.workshop.sources import find_files, find_sources, read_portions, say_passed_over
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
@@ -566,3 +566,25 @@ def test_what_stands_before_the_first_heading_is_told(tmp_path: Path) -> None:
     assert curate(path).dropped == [
         "1 broken: holds 30 words before the first heading, which answer nothing; put a heading above them"
     ]
+
+
+def test_what_is_passed_over_is_known(tmp_path: Path) -> None:
+    """Files of a folder that are not read are returned beside those that are, but hidden ones, and what is named elsewhere."""
+    for name in ("good.jsonl", "deep/notes.md", "about.txt", "manifest.json", "a.xlsx", ".hidden.md"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(PAIR)
+
+    def names(*sources: str) -> list[list[str]]:
+        found = find_sources([str(tmp_path / source) for source in sources], lambda _: pytest.fail("asked the hub"))
+        assert found[0] == find_files([str(tmp_path / source) for source in sources], lambda _: pytest.fail("asked the hub"))
+        return [[file.name for file in files] for files in found]
+
+    assert names("") == [["good.jsonl"], ["a.xlsx", "about.txt", "notes.md", "manifest.json"]]
+    assert names("", "deep") == [["good.jsonl", "notes.md"], ["a.xlsx", "about.txt", "manifest.json"]]
+    assert names("*.jsonl") == [["good.jsonl"], []]
+    assert say_passed_over(find_sources([str(tmp_path)], lambda _: pytest.fail("asked the hub"))[1]) == [
+        "passed over: about.txt, manifest.json, notes.md: prose beside data; name the files to take them",
+        "passed over: a.xlsx: of no kind that is read; these are: .jsonl .ndjson .json .csv .tsv .parquet .arrow .feather .txt .md .markdown .text",
+    ]
+    many = [Path(f"{number}.md") for number in range(9)]
+    assert say_passed_over(many)[0].startswith("passed over: 0.md, 1.md, 2.md, 3.md, 4.md and 4 more: prose")

@@ -5,8 +5,6 @@ A `Portion` is either lines of JSON, still to be parsed (by whichever process cu
 
 from __future__ import annotations
 
-import collections
-import csv
 import glob
 import json
 import re
@@ -19,6 +17,7 @@ from trainer.errors import InputError
 from trainer.workshop.encodings import find_encoding
 from trainer.workshop.jsonlist import Broken, read_json
 from trainer.workshop.prose import read_document
+from trainer.workshop.tables import read_table
 
 LINES = (".jsonl", ".ndjson")
 TABLES = (".csv", ".tsv")
@@ -27,7 +26,6 @@ TEXTS = (".txt", ".md", ".markdown", ".text")
 SUFFIXES = (*LINES, ".json", *TABLES, *COLUMNS, *TEXTS)
 _PORTION_BYTES = 1 << 20
 _CHUNK = 1 << 20
-_MOST_CELL = 1 << 30
 _HUB_ID = re.compile(r"(?:hf:)?([\w-]+/[\w.-]+)")
 _GET_PARQUET = ".venv/bin/python -m pip install --require-hashes -r requirements-parquet.lock"
 
@@ -41,55 +39,87 @@ class Portion:
 
 
 def find_files(sources: Sequence[str], fetch: Callable[[str], Path]) -> list[Path]:
-    """Return the files that ``sources`` name, in a fixed order; raises `InputError` with all problems.
+    """Return the files that ``sources`` name, in a fixed order; raises `InputError` with all problems."""
+    return find_sources(sources, fetch)[0]
 
-    Of a folder, what it holds at any depth, in sorted order, without hidden files. ``fetch`` brings a data set of the Hugging
-    Face hub ("owner/name" where no such path exists, or "hf:owner/name") and returns its folder.
+
+def find_sources(sources: Sequence[str], fetch: Callable[[str], Path]) -> tuple[list[Path], list[Path]]:
+    """Return the files that ``sources`` name, in a fixed order, and those of their folders that are passed over.
+
+    Of a folder, what it holds at any depth, in sorted order, without hidden files, which nobody means. ``fetch`` brings a data
+    set of the Hugging Face hub ("owner/name" where no such path exists, or "hf:owner/name") and returns its folder. Raises
+    `InputError` with all problems.
     """
     files: list[Path] = []
+    passed_over: list[Path] = []
     problems: list[str] = []
     for source in sources:
-        path = Path(source).expanduser()
         try:
-            if not path.exists() and glob.has_magic(source):
-                matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - pathlib takes no absolute patterns
-                files += [file for match in matches for file in _list_files(Path(match))]
-                if not matches:
-                    problems.append(f"{source}: matches no file")
-                continue
-            if not path.exists() and (hub_id := _HUB_ID.fullmatch(source)):
-                path = fetch(hub_id[1])
-            files += _list_files(path)
+            for path in _resolve(source, fetch):
+                taken, rest = _list_files(path)
+                files += taken
+                passed_over += rest
         except InputError as error:
             problems += error.problems
         except (OSError, ValueError) as error:
             problems.append(f"{source!s:.80}: is not a path: {error}")
     if problems:
         raise InputError(problems)
-    return list(dict.fromkeys(files))
+    taken_anyway = {file.resolve() for file in files}
+    return list(dict.fromkeys(files)), [file for file in dict.fromkeys(passed_over) if file.resolve() not in taken_anyway]
 
 
-def _list_files(path: Path) -> list[Path]:
+def _resolve(source: str, fetch: Callable[[str], Path]) -> list[Path]:
+    """Return the paths that a source means: itself, what matches it, or the folder of a data set of the hub."""
+    path = Path(source).expanduser()
+    if path.exists():
+        return [path]
+    if glob.has_magic(source):
+        matches = sorted(glob.glob(str(path), recursive=True))  # noqa: PTH207 - pathlib takes no absolute patterns
+        if not matches:
+            raise InputError(f"{source}: matches no file")
+        return [Path(match) for match in matches]
+    hub_id = _HUB_ID.fullmatch(source)
+    return [fetch(hub_id[1]) if hub_id else path]
+
+
+def _list_files(path: Path) -> tuple[list[Path], list[Path]]:
+    """Return the files to read of a path, and those of a folder that are passed over."""
     if path.is_file():
         if path.suffix.lower() not in SUFFIXES:
             raise InputError(
                 f"{path}: files that end in {path.suffix or 'nothing'} are not read; these are: {' '.join(SUFFIXES)}"
             )
-        return [path]
+        return [path], []
     if not path.is_dir():
         raise InputError(f"{path}: there is no such file or folder")
-    below = (file for file in path.rglob("*") if file.is_file() and file.suffix.lower() in SUFFIXES)
-    found = sorted(file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts))
-    # what tells of the data, beside data that is not prose, is no data
-    rest = [file for file in found if file.suffix.lower() not in TEXTS and file.name not in _ABOUT]
-    if rest:
-        return rest
-    if not found:
+    below = [file for file in sorted(path.rglob("*")) if file.is_file()]
+    seen = [file for file in below if not any(part.startswith(".") for part in file.relative_to(path).parts)]
+    readable = [file for file in seen if file.suffix.lower() in SUFFIXES]
+    if not readable:
         raise InputError(f"{path}: the folder holds no file that is read; these are: {' '.join(SUFFIXES)}")
-    return found
+    # what tells of the data, beside data that is not prose, is no data
+    taken = [file for file in readable if file.suffix.lower() not in TEXTS and file.name not in _ABOUT] or readable
+    kept = set(taken)
+    return taken, [file for file in seen if file not in kept]
 
 
 _ABOUT = ("manifest.json", "dataset_info.json", "state.json", "dataset_infos.json", "package.json")
+
+
+def say_passed_over(files: Sequence[Path]) -> list[str]:
+    """Return a line for files that could be read and are not, and one for those of other kinds."""
+    prose = sorted({file.name for file in files if file.suffix.lower() in SUFFIXES})
+    other = sorted({file.name for file in files if file.suffix.lower() not in SUFFIXES})
+    kinds = (
+        (prose, "prose beside data; name the files to take them"),
+        (other, f"of no kind that is read; these are: {' '.join(SUFFIXES)}"),
+    )
+    return [f"passed over: {_enumerate(names)}: {why}" for names, why in kinds if names]
+
+
+def _enumerate(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def read_portions(path: Path) -> Iterator[Portion]:
@@ -122,7 +152,7 @@ def _read(path: Path) -> Iterator[tuple[int, Any]]:
             if suffix == ".json":
                 yield from read_json(file)
             elif suffix in TABLES:
-                yield from _read_table(path, file, "\t" if suffix == ".tsv" else None)
+                yield from read_table(path, file, "\t" if suffix == ".tsv" else None)
             else:
                 yield from read_document_lines(file.read())
 
@@ -163,96 +193,6 @@ def _is_lines(path: Path) -> bool:
             return isinstance(json.loads(first.removeprefix("\ufeff")), dict) and bool(file.read(_CHUNK).strip())
         except (ValueError, RecursionError):
             return False
-
-
-def _read_table(path: Path, file: IO[str], delimiter: str | None) -> Iterator[tuple[int, Any]]:
-    csv.field_size_limit(_MOST_CELL)
-    head = file.readline().removeprefix("\ufeff")
-    if not head.strip():
-        yield 1, Broken("the file is empty" if not head else "the first line is empty; it must name the columns")
-        return
-    delimiter = delimiter or max(",;\t|", key=head.count)
-    names = next(csv.reader([head.rstrip("\r\n")], delimiter=delimiter))
-    yield from _read_rows(path, _Lines(file), names, delimiter)
-
-
-def _read_rows(path: Path, lines: _Lines, names: Sequence[str], delimiter: str) -> Iterator[tuple[int, Any]]:
-    """Yield (line, row); a row that is no CSV is broken by itself, and reading goes on with its second line."""
-    reader = csv.reader(lines, delimiter=delimiter, strict=True)
-    is_after_broken = False
-    while True:
-        line = lines.begin()
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            is_closing = lines.has_ended and is_after_broken  # the quote is the broken row's last, and opens nothing
-            if (lines.has_ended and not is_closing) or sum(map(len, lines.row)) > _MOST_CELL:
-                raise InputError(_say_never_closed(path, line, lines, delimiter)) from error
-            lines.give_back()
-            is_after_broken = True
-            yield line, Broken(_REMAINDER if is_closing else f"is not CSV: {error}; write a quote within a quoted cell twice")
-            continue
-        if not any(cell.strip() for cell in row):
-            continue
-        is_after_broken = is_after_broken and _is_remainder(row, lines.row, names)
-        if is_after_broken:
-            yield line, Broken(_REMAINDER)
-        elif len(row) > len(names):
-            yield line, Broken(f"has {len(row)} cells for {len(names)} columns; quote cells that hold a {delimiter!r}")
-        else:
-            yield line, dict(zip(names, row, strict=False))
-
-
-_REMAINDER = "is not CSV: looks like more of the broken row above it"
-
-
-def _is_remainder(row: Sequence[str], lines: Sequence[str], names: Sequence[str]) -> bool:
-    """Whether what follows a broken row looks like more of it: cells are missing, or a quote has no other."""
-    return len(row) < len(names) or sum(line.count('"') for line in lines) % 2 == 1
-
-
-def _say_never_closed(path: Path, line: int, lines: _Lines, delimiter: str) -> str:
-    if lines.has_ended:
-        cell = next(csv.reader(lines.row, delimiter=delimiter))[-1]
-        line += len(lines.row) - max(1, len(re.findall(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+\Z", cell)))
-    return f"{path}:{line}: a quoted cell opens here and is never closed; close it, or write the quote twice if it is text"
-
-
-class _Lines:
-    """The lines of a table. Those that a row took are kept until the next one begins: what was too many is given back."""
-
-    def __init__(self, file: IO[str]) -> None:
-        self._file, self._waiting = file, collections.deque[str]()
-        self.row: list[str] = []
-        self.has_ended = False
-        self._next_line = 2
-
-    def begin(self) -> int:
-        """Forget the last row's lines; return the number of the line that comes next."""
-        self._next_line += len(self.row)
-        self.row = []
-        return self._next_line
-
-    def give_back(self) -> None:
-        """Have all lines of this row come again, but its first."""
-        self._waiting.extendleft(reversed(self.row[1:]))
-        del self.row[1:]
-        self.has_ended = False
-
-    def __iter__(self) -> _Lines:
-        return self
-
-    def __next__(self) -> str:
-        try:
-            line = self._waiting.popleft() if self._waiting else next(self._file)
-        except StopIteration:
-            self.has_ended = True
-            raise
-        line = line.replace("\0", "\ufffd")  # some versions of csv refuse null characters
-        self.row.append(line)
-        return line
 
 
 def _read_columns(path: Path) -> Iterator[tuple[int, Any]]:
