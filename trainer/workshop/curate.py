@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -186,11 +186,13 @@ class Curator:
             elif size <= self.settings.max_tokens:
                 fitting.append((draft, size, 0))
             else:
-                parts = list(self._split(draft)) if self.settings.overlong == "split" else []
+                parts, refused = self._split(draft) if self.settings.overlong == "split" else ([], [])
                 origin = hash_text(where if not parts else normalise_spoken(draft.messages))
                 fitting += [(part, tokens, origin) for part, tokens in parts]
                 if parts:
                     changed.add("split-at-turns", where, f"{size} tokens, {len(parts)} parts")
+                    for fate in refused:
+                        dropped.add(fate.rule, where, fate.text)
                 else:
                     dropped.add("too-long", where, f"{size} tokens, above {self.settings.max_tokens}")
         return fitting
@@ -201,10 +203,15 @@ class Curator:
         rows = self._maker.make([Sample(draft.messages, Path(), 0) for draft in drafts])
         return [str(row) if isinstance(row, ValueError) else len(row) for row in rows]
 
-    def _split(self, draft: Draft) -> Iterator[tuple[Draft, int]]:
-        """Yield as few parts as hold all turns that fit: each from a question to an answer, with the system's message."""
+    def _split(self, draft: Draft) -> tuple[list[tuple[Draft, int]], list[Dropped]]:
+        """Return as few parts as hold all turns that fit: each from a question to an answer, with the system's message.
+
+        And what becomes of each question that does not even fit with its answer alone.
+        """
         system = draft.messages[:1] if draft.messages[0].role == "system" else ()
         turns = draft.messages[len(system) :]
+        fitting: list[tuple[Draft, int]] = []
+        refused: list[Dropped] = []
         start = 0
         while start < len(turns):
             ends = range(start + 2, len(turns) + 1, 2)
@@ -214,8 +221,17 @@ class Curator:
             if fits:
                 size = sizes[fits[-1]]
                 assert isinstance(size, int)
-                yield parts[fits[-1]], size
+                fitting.append((parts[fits[-1]], size))
+            else:
+                refused.append(self._refuse(len(system) + start, sizes[0]))
             start += 2 * (fits[-1] + 1) if fits else 2
+        return fitting, refused
+
+    def _refuse(self, index: int, size: int | str) -> Dropped:
+        where = f"messages[{index}] and its answer"
+        if isinstance(size, str):
+            return Dropped("template", f"{where}: {size}")
+        return Dropped("too-long", f"{where}: {size} tokens, above {self.settings.max_tokens}")
 
     def _pack(self, sized: list[tuple[Draft, int, int]], num_read: int, dropped: Tally, changed: Tally) -> Curated:
         info = np.zeros(len(sized), INFO)
