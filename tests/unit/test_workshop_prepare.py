@@ -334,3 +334,107 @@ def test_killed_at_random_and_repeated_it_is_the_same(tmp_path: Path) -> None:
     assert content(out) == expected
     assert not (tmp_path / ".out.preparing").exists()
     check_splits(out)
+
+
+def tell_of(files: list[Path], out: Path, chosen: Settings, **options: Any) -> tuple[dict[str, Any], list[str]]:
+    """Return the manifest and what was told beside it."""
+    told: list[str] = []
+    return prepare(files, out, chosen, tell=told.append, **options), told
+
+
+def test_files_that_are_passed_over_are_told_and_listed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """A line on standard error, and the first twenty names with their count in the manifest; none where there are none."""
+    source = write(tmp_path / "a.jsonl", make_rows(30))
+    passed_over = [tmp_path / f"{number:02}.md" for number in range(25)]
+    manifest = prepare([source], tmp_path / "out", Settings(), passed_over=passed_over)
+    assert manifest["passed_over"] == {"count": 25, "names": [f"{number:02}.md" for number in range(20)]}
+    said = "passed over: 00.md, 01.md, 02.md, 03.md, 04.md and 20 more: prose beside data; name the files to take them\n"
+    assert capsys.readouterr().err == said
+    assert "passed_over" not in prepare([source], tmp_path / "other", Settings())
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_step_that_drops_most_of_what_it_got_is_told(tmp_path: Path) -> None:
+    """Each with its counts, an example, and how it is left out; one that drops half or less is not."""
+    rows = make_rows(20)
+    alike = [{**rows[0], "completion": rows[0]["completion"] + f" aye {number}"} for number in range(40)]
+    refusing = [{"prompt": f"{WORDS[n % 24]} {n}?", "completion": "I cannot help with that."} for n in range(100)]
+    source = write(tmp_path / "a.jsonl", [*rows, *alike, *refusing, *[{"a": 1}] * 161])
+    manifest, told = tell_of([source], tmp_path / "out", Settings())
+    assert manifest["dropped"]["near-duplicate"]["count"] == 40
+    assert told == [
+        f'reading dropped 161 of 321 samples, such as {source}:161: holds no conversation that we know, only "a"; --map FIELD=COLUMN tells what is what; mend them, or tell with --form or --map how they are to be read',
+        f'refusals dropped 100 of 160 samples, such as {source}:61: "I cannot help with that."; --skip refusals keeps them',
+        f"near dropped 40 of 60 samples, such as {manifest['dropped']['near-duplicate']['examples'][0]}; --skip near keeps them",
+    ]
+    _, told = tell_of([source], tmp_path / "all", Settings(skip=("refusals", "near", "leaks")))
+    assert [line.split()[0] for line in told] == ["reading"]
+    half = write(tmp_path / "half.jsonl", [*make_rows(20), *refusing[:20]])
+    assert tell_of([half], tmp_path / "half", Settings())[1] == []
+
+
+def test_parts_count_where_most_is_too_long(tmp_path: Path, tiny: Model) -> None:
+    """What is told of the step that splits is made of parts; each question that is too long alone is dropped with its place."""
+    mixed = chat("short", "x" * 900, "short too", "fine", "third", "y" * 900, system="s")
+    source = write(tmp_path / "a.jsonl", [*make_rows(30), mixed])
+    manifest = prepare([source], tmp_path / "out", Settings(max_tokens=260), tiny)
+    assert manifest["changed"]["split-at-turns"] == {"count": 1, "examples": [f"{source}:31: 1897 tokens, 1 parts"]}
+    assert manifest["dropped"] == {
+        "too-long": {
+            "count": 2,
+            "examples": [
+                f"{source}:31: messages[1] and its answer: 937 tokens, above 260",
+                f"{source}:31: messages[5] and its answer: 937 tokens, above 260",
+            ],
+        }
+    }
+    assert sum(file["rows"] for file in manifest["files"].values()) == 31
+    huge = [chat(f"{word} {number}", "x" * 900) for number, word in enumerate(WORDS * 2)]
+    source = write(tmp_path / "b.jsonl", [*make_rows(30), *huge])
+    _, told = tell_of([source], tmp_path / "huge", Settings(max_tokens=260), model=tiny)
+    assert told == [
+        f"length dropped 50 of 80 samples, such as {source}:31: 927 tokens, above 260; --skip length keeps them, for a recipe with a larger data.max_tokens"
+    ]
+
+
+def opened_alike(count: int, **extra: Any) -> list[dict[str, Any]]:
+    """Return chats that have nothing in common but that they open with "Hi"."""
+    return [{**chat("Hi", *(row["completion"], row["prompt"], row["prompt"][::-1])), **extra} for row in make_rows(count)]
+
+
+def test_too_few_groups_are_told_apart_from_too_few_rows(tmp_path: Path) -> None:
+    """Twelve chats that open alike are twelve, in one group: why is told, and what keeps them apart does."""
+    source = write(tmp_path / "a.jsonl", opened_alike(12))
+    with pytest.raises(InputError) as caught:
+        prepare([source], tmp_path / "out", Settings())
+    few = "which is too few for train, valid and test; a group is never torn"
+    left = "12 of 12 samples are left, but in 1 group"
+    assert str(caught.value) == f'{left}, {few}: 12 rows share the first question "Hi"; --skip leaks keeps them apart'
+    assert prepare([source], tmp_path / "out", Settings(skip=("leaks",)))["read"] == 12
+    grouped = [{**row, "group": "g1"} for row in make_rows(8)] + [{**row, "group": "g2"} for row in make_rows(4, seed=1)]
+    with pytest.raises(InputError) as caught:
+        prepare([write(tmp_path / "b.jsonl", grouped)], tmp_path / "b", Settings())
+    left = "12 of 12 samples are left, but in 2 groups"
+    assert str(caught.value) == f'{left}, {few}: 8 rows are of group "g1"; rename that column where they may be dealt apart'
+
+
+def test_a_split_that_gets_less_than_half_of_its_share_is_told(tmp_path: Path) -> None:
+    """Which, how much of how much, and which group is the cause; where groups are small, nothing is."""
+    source = write(tmp_path / "a.jsonl", [*opened_alike(90), *make_rows(10, seed=3)])
+    manifest, told = tell_of([source], tmp_path / "out", Settings(valid=0.2, test=0.1))
+    assert {name: file["rows"] for name, file in manifest["files"].items()} == {
+        "train.jsonl": 97,
+        "valid.jsonl": 2,
+        "test.jsonl": 1,
+    }
+    why = 'a group is never torn: 90 rows share the first question "Hi"; --skip leaks keeps them apart'
+    assert told == [
+        f"valid gets 2 of 100 rows, 2.0% where 20.0% was wanted; {why}",
+        f"test gets 1 of 100 rows, 1.0% where 10.0% was wanted; {why}",
+    ]
+    assert tell_of([source], tmp_path / "apart", Settings(valid=0.2, test=0.1, skip=("leaks",)))[1] == []
+    parts = write(tmp_path / "b.jsonl", [{**row, "group": "one"} for row in make_rows(60)] + make_rows(20, seed=5))
+    _, told = tell_of([parts], tmp_path / "grouped", Settings(valid=0.3))
+    assert [line.split("torn: ")[1] for line in told if line.startswith("valid")] == [
+        '60 rows are of group "one"; rename that column where they may be dealt apart'
+    ]

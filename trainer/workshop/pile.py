@@ -18,6 +18,7 @@ from trainer.workshop.curate import MOST_EXAMPLES, Tally
 from trainer.workshop.settings import Settings
 
 VERSION = 1
+_MOST_NAMES = 20
 
 
 @dataclass
@@ -30,6 +31,7 @@ class Pile:
     num_read: int = 0
     dropped: Tally = field(default_factory=Tally)
     changed: Tally = field(default_factory=Tally)
+    passed_over: Sequence[Path] = ()
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[Callable[[int], bytes]]:
@@ -57,7 +59,7 @@ def tell_dropped(pile: Pile, rule: str, dropped: NDArray[np.bool_]) -> None:
     with pile.reading() as read:
         rows = np.flatnonzero(dropped)
         for row in rows[:MOST_EXAMPLES].tolist():
-            pile.dropped.add(rule, _quote(read(row)), "")
+            pile.dropped.add(rule, quote(read(row)), "")
         pile.dropped.counts[rule] += max(0, len(rows) - MOST_EXAMPLES)
     if not len(rows):
         pile.dropped.counts.pop(rule, None)
@@ -67,23 +69,15 @@ def tell_alike(pile: Pile, alike: NDArray[np.bool_], pairs: Sequence[tuple[int, 
     with pile.reading() as read:
         shown = {two: one for one, two in pairs if alike[two]}
         for two, one in list(shown.items())[:MOST_EXAMPLES]:
-            pile.dropped.add("near-duplicate", f"{_quote(read(two))} is like {_quote(read(one))}", "")
+            pile.dropped.add("near-duplicate", f"{quote(read(two))} is like {quote(read(one))}", "")
     if rest := int(alike.sum()) - min(len(shown), MOST_EXAMPLES):
         pile.dropped.counts["near-duplicate"] += rest
 
 
-def _quote(line: bytes) -> str:
+def quote(line: bytes) -> str:
+    """Return the beginning of a row's first question, in quotation marks."""
     question = next(message.content for message in parse_row(line).messages if message.role == "user")
     return json.dumps(question[:60], ensure_ascii=False)
-
-
-def say_too_few(pile: Pile, counts: list[int]) -> list[str]:
-    told = [
-        f"{rule}: {count} dropped, such as {pile.dropped.examples[rule][0]}"
-        for rule, count in pile.dropped.counts.most_common(8)
-    ]
-    left = f"{sum(counts)} of {pile.num_read} samples are left, which is too few for train, valid and test"
-    return [f"{left}; three conversations that differ are the least", *told]
 
 
 def describe(
@@ -99,6 +93,9 @@ def describe(
         "dropped": pile.dropped.as_dict(),
         "changed": pile.changed.as_dict(),
     }
+    if pile.passed_over:
+        names = sorted({file.name for file in pile.passed_over})
+        manifest["passed_over"] = {"count": len(pile.passed_over), "names": names[:_MOST_NAMES]}
     if len(pile.categories) > 1:
         counts = np.bincount(kept["category"], minlength=len(pile.categories))
         manifest["categories"] = {

@@ -26,9 +26,10 @@ from trainer.workers import count_cores, map_in_order
 from trainer.workshop import split
 from trainer.workshop.curate import INFO, Curated
 from trainer.workshop.near import NUM_BANDS, find_pairs, take_spoken
-from trainer.workshop.pile import Pile, describe, parse_row, say_too_few, tell_alike, tell_dropped
+from trainer.workshop.notices import Tell, find_lossy_steps, find_small_splits, say_too_few, tell_people
+from trainer.workshop.pile import Pile, describe, parse_row, tell_alike, tell_dropped
 from trainer.workshop.settings import Model, Settings
-from trainer.workshop.sources import read_portions
+from trainer.workshop.sources import read_portions, say_passed_over
 
 SMALL_BYTES = 8 << 20  # below this, starting processes takes longer than they save
 Tick = Callable[[int, int], None]
@@ -36,10 +37,17 @@ Tick = Callable[[int, int], None]
 
 def prepare(
     files: Sequence[Path], out: Path, settings: Settings, model: Model | None = None, *,
-    replace: bool = False, tick: Tick = lambda _done, _total: None, num_workers: int | None = None,
+    passed_over: Sequence[Path] = (), replace: bool = False, tick: Tick = lambda _done, _total: None,
+    tell: Tell = tell_people, num_workers: int | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Write the data set ``out`` and return its manifest; raises `InputError` if there is nothing to write, or it exists."""
+    """Write the data set ``out`` and return its manifest; raises `InputError` if there is nothing to write, or it exists.
+
+    ``passed_over`` are files that lie beside ``files`` and are not read. What people should know before they train goes to
+    ``tell``, a line at a time.
+    """
     check_target(out, files, replace)
+    for line in say_passed_over(passed_over):
+        tell(line)
     out.parent.mkdir(parents=True, exist_ok=True)
     work = out.parent / f".{out.name}.preparing"
     work.mkdir(exist_ok=True)
@@ -51,7 +59,8 @@ def prepare(
         _clear(work, out)
         try:
             pile = _gather(files, work, settings, model, tick, num_workers)
-            manifest = _finish(pile, files, out.name, settings)
+            pile.passed_over = passed_over
+            manifest = _finish(pile, files, out.name, settings, tell)
             _put_in_place(work / "out", out, replace)
         finally:
             shutil.rmtree(work, ignore_errors=True)
@@ -134,7 +143,7 @@ def _append(curated: Curated, rows: BinaryIO, info: BinaryIO, bands: Sequence[Bi
         file.write(np.ascontiguousarray(column).tobytes())
 
 
-def _finish(pile: Pile, files: Sequence[Path], name: str, settings: Settings) -> dict[str, Any]:
+def _finish(pile: Pile, files: Sequence[Path], name: str, settings: Settings, tell: Tell) -> dict[str, Any]:
     """Choose, deal and write the rows, and the manifest, into the work folder's ``out``."""
     rank = split.rank_rows(pile.info["key"])
     stays, groups = _choose(pile, rank, settings)
@@ -146,10 +155,12 @@ def _finish(pile: Pile, files: Sequence[Path], name: str, settings: Settings) ->
     if settings.does("leaks"):
         groups.join_equal(pile.info["question"], np.flatnonzero(stays))
     groups.join_equal(pile.info["group"], np.flatnonzero(stays))
-    dealt = split.assign_splits(groups.label(), rank, categories, stays, valid=settings.valid, test=settings.test)
-    counts = [int((dealt == number).sum()) for number in range(len(SPLITS))]
-    if not all(counts):
-        raise InputError(say_too_few(pile, counts))
+    labels = groups.label()
+    dealt = split.assign_splits(labels, rank, categories, stays, valid=settings.valid, test=settings.test)
+    if not all((dealt == number).any() for number in range(len(SPLITS))):
+        raise InputError(say_too_few(pile, labels, stays))
+    for line in (*find_lossy_steps(pile), *find_small_splits(pile, labels, dealt, settings)):
+        tell(line)
     out = pile.work / "out"
     out.mkdir()
     written = {
