@@ -34,7 +34,7 @@ from trainer.workshop.prepare import check_target
 from trainer.workshop.prepare import prepare as make_set
 from trainer.workshop.settings import Model, Settings, complain_of_near, complain_of_region
 from trainer.workshop.show import choose_samples, show_samples
-from trainer.workshop.sources import find_files
+from trainer.workshop.sources import find_sources
 from trainer.workshop.stats import check_png, count, draw_histogram, render_categories, render_histogram, render_splits
 
 WIDTH = 110  # of tables where there is no terminal to ask
@@ -67,13 +67,13 @@ def prepare(order: Order, counting: Counting) -> int:
     check_target(target, (), order.replace)  # before anything is fetched
     mapping = tuple(parse_mapping(order.mapping).items())
     chosen = Settings(mapping=mapping, **order.settings, **read_numbers(**order.numbers))
-    files = find_files(order.sources, fetch_from_hub)
+    files, passed_over = find_sources(order.sources, fetch_from_hub)
     model: Model | None = None
     if "length" not in chosen.skip:
         config, model = find_model(counting.recipe, counting.overrides)
         chosen = dataclasses.replace(chosen, max_tokens=chosen.max_tokens or config.data.max_tokens)
     with _progress("preparing") as tick:
-        manifest = make_set(files, target, chosen, model, replace=order.replace, tick=tick)
+        manifest = make_set(files, target, chosen, model, replace=order.replace, tick=tick, passed_over=passed_over)
     _stdout().print(render_manifest(manifest))
     print(f"train on it: ./inv train -o data.path={target}; look at it: ./inv data.show {target}", file=sys.stderr)
     return EXIT_OK
