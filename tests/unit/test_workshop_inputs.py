@@ -23,7 +23,7 @@ from trainer.errors import InputError
 from trainer.workshop.curate import Curator
 from trainer.workshop.prose import read_transcript
 from trainer.workshop.settings import Settings
-from trainer.workshop.sources import find_files, find_sources, read_portions, say_passed_over
+from trainer.workshop.sources import find_sources, read_portions, say_passed_over
 
 patient = settings(deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 
@@ -311,7 +311,7 @@ def test_a_source_that_is_none_is_refused(name: str, tmp_path: Path) -> None:
     path = tmp_path / "source"
     make(path)
     with pytest.raises(InputError) as caught:
-        find_files([str(path)], lambda _: pytest.fail("asked the hub"))
+        find_sources([str(path)], lambda _: pytest.fail("asked the hub"))
     assert str(caught.value) == message.format(path=path)
 
 
@@ -321,7 +321,7 @@ def test_a_folder_where_a_file_is_expected_is_gone_through(tmp_path: Path) -> No
     (folder / "deep").mkdir(parents=True)
     for name in ("deep/b.jsonl", "a.csv", ".hidden.jsonl", "README.md", "manifest.json", "._a.csv"):
         (folder / name).write_text(PAIR)
-    files = find_files([str(folder), str(folder / "a.csv")], lambda _: pytest.fail("asked the hub"))
+    files, _ = find_sources([str(folder), str(folder / "a.csv")], lambda _: pytest.fail("asked the hub"))
     assert [str(file.relative_to(folder)) for file in files] == ["a.csv", "deep/b.jsonl"]
 
 
@@ -357,11 +357,11 @@ def test_a_hub_id_is_asked_for_where_no_such_path_is(tmp_path: Path, monkeypatch
             raise InputError(f"{name}: is nowhere")
         return tmp_path / "from-hub.jsonl"
 
-    found = find_files(["owner/name", "hf:own/a", "own/*.jsonl", "own/a.jsonl"], fetch)
+    found, _ = find_sources(["owner/name", "hf:own/a", "own/*.jsonl", "own/a.jsonl"], fetch)
     assert [file.name for file in found] == ["from-hub.jsonl", "a.jsonl", "b.jsonl"]
     assert asked == ["owner/name", "own/a"]
     with pytest.raises(InputError) as caught:
-        find_files(["no/such", "missing", "none*.csv"], fetch)
+        find_sources(["no/such", "missing", "none*.csv"], fetch)
     assert str(caught.value) == "no/such: is nowhere\nmissing: there is no such file or folder\nnone*.csv: matches no file"
 
 
@@ -569,21 +569,20 @@ def test_what_stands_before_the_first_heading_is_told(tmp_path: Path) -> None:
 
 
 def test_what_is_passed_over_is_known(tmp_path: Path) -> None:
-    """Files of a folder that are not read are returned beside those that are, but hidden ones, and what is named elsewhere."""
+    """Files of a folder that are not read are returned beside those that are, but hidden ones, what tells of data, and what is named."""
     for name in ("good.jsonl", "deep/notes.md", "about.txt", "manifest.json", "a.xlsx", ".hidden.md"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(PAIR)
 
     def names(*sources: str) -> list[list[str]]:
         found = find_sources([str(tmp_path / source) for source in sources], lambda _: pytest.fail("asked the hub"))
-        assert found[0] == find_files([str(tmp_path / source) for source in sources], lambda _: pytest.fail("asked the hub"))
         return [[file.name for file in files] for files in found]
 
-    assert names("") == [["good.jsonl"], ["a.xlsx", "about.txt", "notes.md", "manifest.json"]]
-    assert names("", "deep") == [["good.jsonl", "notes.md"], ["a.xlsx", "about.txt", "manifest.json"]]
+    assert names("") == [["good.jsonl"], ["a.xlsx", "about.txt", "notes.md"]]
+    assert names("", "deep") == [["good.jsonl", "notes.md"], ["a.xlsx", "about.txt"]]
     assert names("*.jsonl") == [["good.jsonl"], []]
     assert say_passed_over(find_sources([str(tmp_path)], lambda _: pytest.fail("asked the hub"))[1]) == [
-        "passed over: about.txt, manifest.json, notes.md: prose beside data; name the files to take them",
+        "passed over: about.txt, notes.md: prose beside data; name the files to take them",
         "passed over: a.xlsx: of no kind that is read; these are: .jsonl .ndjson .json .csv .tsv .parquet .arrow .feather .txt .md .markdown .text",
     ]
     many = [Path(f"{number}.md") for number in range(9)]

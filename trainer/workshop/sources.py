@@ -38,11 +38,6 @@ class Portion:
     records: list[tuple[int, Any]]
 
 
-def find_files(sources: Sequence[str], fetch: Callable[[str], Path]) -> list[Path]:
-    """Return the files that ``sources`` name, in a fixed order; raises `InputError` with all problems."""
-    return find_sources(sources, fetch)[0]
-
-
 def find_sources(sources: Sequence[str], fetch: Callable[[str], Path]) -> tuple[list[Path], list[Path]]:
     """Return the files that ``sources`` name, in a fixed order, and those of their folders that are passed over.
 
@@ -101,7 +96,7 @@ def _list_files(path: Path) -> tuple[list[Path], list[Path]]:
     # what tells of the data, beside data that is not prose, is no data
     taken = [file for file in readable if file.suffix.lower() not in TEXTS and file.name not in _ABOUT] or readable
     kept = set(taken)
-    return taken, [file for file in seen if file not in kept]
+    return taken, [file for file in seen if file not in kept and file.name not in _ABOUT]
 
 
 _ABOUT = ("manifest.json", "dataset_info.json", "state.json", "dataset_infos.json", "package.json")
