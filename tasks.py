@@ -272,8 +272,8 @@ def fuse(_: Context, run: str = "", out: str = "") -> None:
 
 @task(help={"args": "options for pytest, such as '-k inventory -x'; default: the whole suite"})
 def test(context: Context, args: str = "") -> None:
-    """Run the test suite, three files at a time."""
-    lanes = "-n 3 --dist loadfile --no-loadscope-reorder"  # most of a playbook's time is waiting
+    """Run the test suite, two files at a time."""
+    lanes = "-n 2 --dist loadfile --no-loadscope-reorder"  # most of a playbook's time is waiting
     with context.cd(str(ROOT)):
         _end(context.run(f"{PYTHON} -m pytest {lanes} {args}", warn=True, pty=sys.stdout.isatty()))
 

@@ -36,7 +36,7 @@ def tiny_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with what takes longest, so that of three files at a time none is left alone at the end."""
+    """Begin with what takes longest, so that of two files at a time none is left alone at the end."""
     rooms = ["ansible", "lab", "ranks", "numeric", "page", "contracts", "unit"]
     items.sort(key=lambda item: rooms.index(item.path.parent.name) if item.path.parent.name in rooms else len(rooms))
 

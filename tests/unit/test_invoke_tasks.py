@@ -276,8 +276,8 @@ def run_shell_task(name: str, results: dict[str, Result], **options: str) -> tup
 
 @pytest.mark.parametrize("code", [0, 1, 5])
 def test_test(code: int) -> None:
-    """``invoke test`` is pytest of this Python, three files at a time, with the options given, and pytest's exit code."""
-    pytest_line = f"{sys.executable} -m pytest -n 3 --dist loadfile --no-loadscope-reorder -k 'a or b' -x"
+    """``invoke test`` is pytest of this Python, two files at a time, with the options given, and pytest's exit code."""
+    pytest_line = f"{sys.executable} -m pytest -n 2 --dist loadfile --no-loadscope-reorder -k 'a or b' -x"
     command = f"cd {ROOT} && {pytest_line}"
     results = {command: Result(exited=code), command.removeprefix(f"cd {ROOT} && "): Result(exited=code)}
     ended, ran = run_shell_task("test", results, args="-k 'a or b' -x")
