@@ -22,6 +22,7 @@ from trainer.checkpoints import discard_after, folder_of, list_steps, read_check
 from trainer.cluster.launch import execute
 from trainer.cluster.plan import Launch, RunPlan
 from trainer.cluster.processes import end_mentioning
+from trainer.cluster.sessions import name_session
 from trainer.paths import PROJECT_ROOT
 from trainer.report.story import read_story
 
@@ -48,7 +49,8 @@ def launch_again(launch: Launch, runs: Path, model: Path, data: Path, num_ranks:
 
 def going_on(launch: Launch, plan: RunPlan, source: Path) -> Launch:
     """Return ``launch`` with another plan, going on from the newest checkpoint of the run in ``source``."""
-    argv = tuple(word.replace(str(launch.plan.run_dir), str(plan.run_dir)) for word in launch.argv)
+    sessions = [str(name_session(each.file, each.attempt)) for each in (launch.plan, plan)]
+    argv = tuple(word.replace(str(launch.plan.run_dir), str(plan.run_dir)).replace(*sessions) for word in launch.argv)
     plan = dataclasses.replace(plan, resume_from=source)
     return Launch(plan=plan, kept=plan, argv=argv, env=launch.env, files={**launch.files, "plan.json": plan.render()})
 
