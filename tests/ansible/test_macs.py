@@ -159,6 +159,7 @@ def test_no_bridge(mac_lab: MakeLab) -> None:
     put_back(lab, before)
 
 
+@pytest.mark.timeout(1800)  # a dozen playbooks on two machines, nine minutes where others compute too
 def test_from_the_box_to_a_cluster(mac_lab: MakeLab) -> None:
     """Two Macs without anything: tools, Homebrew, Python, Open MPI, cluster; verified by an all-reduce; torn down."""
     lab = mac_lab(make("two"), "bridge")

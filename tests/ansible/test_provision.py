@@ -130,6 +130,7 @@ def _follow(process: subprocess.Popen[str]) -> Iterator[str]:
             yield match[1]
 
 
+@pytest.mark.timeout(1800)  # thirteen playbooks
 def test_interrupted_run_converges(bare_lab: Laboratory) -> None:
     """Killed at ten points, some amid the installation, each time further on, site.yml still ends in a cluster."""
     chance = random.Random(20261124)

@@ -15,7 +15,7 @@ from tests.lab.shipyard import Shipyard
 from trainer.paths import PROJECT_ROOT, cache_dir
 
 PLAYBOOKS = PROJECT_ROOT / "ansible"
-PROVISION_TIMEOUT_S = 420
+PROVISION_TIMEOUT_S = 580
 
 
 def play(lab: Laboratory, playbook: str, *options: str, check: bool = True) -> subprocess.CompletedProcess[str]:
