@@ -271,3 +271,4 @@ def test_the_command_resumes_refuses_and_branches(whole: Whole, tiny_model: Path
     twig = read_story(runs / "latest")
     assert twig.folder.resolve().name.endswith("-twig")
     assert [step.step for step in twig.steps] == [25, 26]
+    assert [event["step"] for event in twig.of("checkpoint")] == [24, 26]  # the first at once: it may be lost before a step

@@ -10,12 +10,14 @@ import signal
 import subprocess
 import sys
 import tarfile
+from collections.abc import Callable
 from pathlib import Path, PurePosixPath
-from typing import Any
+from types import SimpleNamespace
+from typing import IO, Any
 
 import pytest
 
-from trainer.cluster import onnode
+from trainer.cluster import onnode, several
 from trainer.cluster.call import BOOT, ask, make_bundle
 from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.nodes import Fleet, Node
@@ -284,6 +286,36 @@ def test_a_sweep_ends_exactly_one_run(root: Path, tmp_path: Path) -> None:
         for stream in (process.stdin, process.stdout):
             assert stream is not None
             stream.close()
+
+
+def test_results_come_from_a_host_that_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A host that was full or away has folders without an adapter: the next one is asked, nothing here is replaced by them."""
+    theirs = {
+        "head": {"checkpoints/last/config.json": "{}", "logs/rank-0.log": "x"},
+        "far": {"adapter/adapters.safetensors": "weights", "adapter/adapter_config.json": '{"model": "/opt/model"}'},
+    }
+
+    def stream_from(host: Host, _root: object, _request: object, take: Callable[[IO[bytes]], None]) -> None:
+        packed = io.BytesIO()
+        with tarfile.open(fileobj=packed, mode="w|") as archive:
+            for name, text in theirs[host.name].items():
+                entry = tarfile.TarInfo(name)
+                entry.size = len(text)
+                archive.addfile(entry, io.BytesIO(text.encode()))
+        packed.seek(0)
+        take(packed)
+
+    monkeypatch.setattr(several, "stream_from", stream_from)
+    here = tmp_path / "run"
+    (here / "checkpoints" / "last").mkdir(parents=True)
+    (here / "checkpoints" / "last" / "adapters.safetensors").write_text("of an earlier attempt")
+    kept = SimpleNamespace(run_dir=here, model_path=Path("/here/model"))
+    launch = SimpleNamespace(kept=kept, plan=SimpleNamespace(run_dir=Path("/opt/run")), files={})
+    far = Host(name="far", slots=1, management="10.0.0.2", is_local=False)
+    several.bring_back(Cluster(hosts=(HERE, far)), launch, pytest.fail)  # type: ignore[arg-type]
+    assert (here / "adapter" / "adapters.safetensors").read_text() == "weights"
+    assert json.loads((here / "adapter" / "adapter_config.json").read_text()) == {"model": "/here/model"}
+    assert (here / "checkpoints" / "last" / "adapters.safetensors").read_text() == "of an earlier attempt"
 
 
 def test_the_command_line_on_one_machine(tmp_path: Path) -> None:

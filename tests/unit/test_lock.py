@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer import jobs
 from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.lock import Lock, find_holder
 from trainer.errors import ClusterError
@@ -88,6 +89,25 @@ def test_stop_ends_the_run_by_a_signal_and_waits(holding: subprocess.Popen[str],
     assert stop_jobs(tmp_path, "20260101-000000-mine", None, at_once=False, say=said.append) == 1
     assert holding.wait(10) == -signal.SIGTERM
     assert said == ["20260101-000000-mine: has stopped; ./inv train --resume goes on with it"]
+
+
+def test_stop_by_name_leaves_other_runs_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the hosts of an inventory only the run that was named is ended, without a name any, whoever leads it."""
+    swept = []
+
+    def ask(_host: Host, _root: object, request: dict[str, str]) -> dict[str, object]:
+        if request["verb"] == "holder":
+            return {"holder": {"run": "/opt/flotilla/runs/20260101-000000-theirs"}}
+        swept.append(request["plan"])
+        return {"ended": 2}
+
+    monkeypatch.setattr(jobs, "ask", ask)
+    cluster, said = Cluster(hosts=(MINI,)), []  # type: ignore[var-annotated]
+    assert stop_jobs(tmp_path, "20260101-000000-mine", cluster, at_once=False, say=said.append) == 0
+    assert (swept, said) == ([], [])
+    for name in ("20260101-000000-theirs", ""):
+        assert stop_jobs(tmp_path, name, cluster, at_once=False, say=said.append) == 1
+    assert swept == ["/opt/flotilla/runs/20260101-000000-theirs/plan.json"] * 2
 
 
 def test_a_lock_is_asked_for_without_being_taken_away(tmp_path: Path) -> None:
