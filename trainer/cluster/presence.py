@@ -18,7 +18,7 @@ _TIMEOUT_S = 8.0  # ssh itself gives a host 5 s to greet
 _WITHOUT_ANSWER = re.compile(r"has not answered|timed out|banner exchange")
 _PEER_NAMED = re.compile(r"(\S+) \(\S+\) (?:does not answer|refuses)")
 
-Ask = Callable[[Host, list[Host]], Sequence[str]]
+Ask = Callable[[Host], Sequence[str]]  # what keeps a host from the fast link, or from others over it, in words
 Absent = Callable[[Cluster, Mapping[str, str]], Mapping[str, str]]  # as `find_absent`: a cluster, and who is unreachable
 
 
@@ -40,7 +40,7 @@ def find_absent(
 
     def examine(host: Host) -> None:
         try:
-            complaints[host.name] = look(host, [peer for peer in asked if peer is not host])
+            complaints[host.name] = look(host)
         except ClusterError as error:
             reasons[host.name] = describe_silence(str(error))
 
@@ -84,7 +84,7 @@ def tell_absent(absent: Mapping[str, str]) -> str:
 def _make_look(cluster: Cluster, cables: Cables) -> Ask:
     """Return what asks a host how its fast link is, to those of ``cluster``."""
 
-    def look(host: Host, _: Sequence[Host]) -> Sequence[str]:
+    def look(host: Host) -> Sequence[str]:
         # a cable that leads to a host that is off says nothing of its other end
         own = [host.fast] if host.fast and not cables else []
         request = {"verb": "survey", "root": str(cluster.root), "own": own, "peers": find_ways(host, cluster, cables)}
