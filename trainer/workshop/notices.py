@@ -55,8 +55,10 @@ def find_lossy_steps(pile: Pile) -> Iterator[str]:
 
 
 def find_small_splits(pile: Pile, labels: NDArray[np.int64], dealt: NDArray[np.int8], settings: Settings) -> Iterator[str]:
-    """Yield a line for each split that got less than half of its share, which only groups can be the cause of."""
+    """Yield a line for each split that got less than half of its share because of groups; so few rows need no words."""
     num_rows = int((dealt >= 0).sum())
+    if len(np.unique(labels[dealt >= 0])) == num_rows:  # every row is a group of its own
+        return
     shares = (1 - settings.valid - settings.test, settings.valid, settings.test)
     for number, (name, share) in enumerate(zip(SPLITS, shares, strict=True)):
         count = int((dealt == number).sum())
