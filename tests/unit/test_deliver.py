@@ -289,10 +289,11 @@ def test_a_sweep_ends_exactly_one_run(root: Path, tmp_path: Path) -> None:
 
 
 def test_results_come_from_a_host_that_has_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A host that was full or away has folders without an adapter: the next one is asked, nothing here is replaced by them."""
+    """A host that was full or away has folders without an adapter: the next one is asked, the one that has all wins."""
     theirs = {
         "head": {"checkpoints/last/config.json": "{}", "logs/rank-0.log": "x"},
-        "far": {"adapter/adapters.safetensors": "weights", "adapter/adapter_config.json": '{"model": "/opt/model"}'},
+        "near": {"adapter/adapters.safetensors": "weights", "adapter/adapter_config.json": '{"model": "/opt/model"}'},
+        "far": {f"{folder}/adapters.safetensors": f"all {folder}" for folder in ("adapter", "checkpoints/last")},
     }
 
     def stream_from(host: Host, _root: object, _request: object, take: Callable[[IO[bytes]], None]) -> None:
@@ -311,11 +312,14 @@ def test_results_come_from_a_host_that_has_them(tmp_path: Path, monkeypatch: pyt
     (here / "checkpoints" / "last" / "adapters.safetensors").write_text("of an earlier attempt")
     kept = SimpleNamespace(run_dir=here, model_path=Path("/here/model"))
     launch = SimpleNamespace(kept=kept, plan=SimpleNamespace(run_dir=Path("/opt/run")), files={})
-    far = Host(name="far", slots=1, management="10.0.0.2", is_local=False)
-    several.bring_back(Cluster(hosts=(HERE, far)), launch, pytest.fail)  # type: ignore[arg-type]
+    near, far = (Host(name=name, slots=1, management=name, is_local=False) for name in ("near", "far"))
+    several.bring_back(Cluster(hosts=(HERE, near)), launch, pytest.fail)  # type: ignore[arg-type]
     assert (here / "adapter" / "adapters.safetensors").read_text() == "weights"
     assert json.loads((here / "adapter" / "adapter_config.json").read_text()) == {"model": "/here/model"}
     assert (here / "checkpoints" / "last" / "adapters.safetensors").read_text() == "of an earlier attempt"
+    several.bring_back(Cluster(hosts=(HERE, near, far)), launch, pytest.fail)  # type: ignore[arg-type]
+    assert (here / "adapter" / "adapters.safetensors").read_text() == "all adapter"
+    assert (here / "checkpoints" / "last" / "adapters.safetensors").read_text() == "all checkpoints/last"
 
 
 def test_the_command_line_on_one_machine(tmp_path: Path) -> None:

@@ -29,6 +29,7 @@ from trainer.errors import ClusterError
 _SWEEP_TIMEOUT_S = 20.0
 _SILENT_TIMEOUT_S = 4.0  # for a host that has been silent for a while already
 _ADAPTER = "adapters.safetensors"
+_RESULTS = {f"adapter/{_ADAPTER}", f"checkpoints/last/{_ADAPTER}"}
 _STAYING = "checkpoints/step-"  # each host keeps its own
 
 
@@ -177,24 +178,34 @@ def make_ready(cluster: Cluster, launch: Launch, watcher: Watcher) -> None:
 
 
 def bring_back(cluster: Cluster, launch: Launch, watcher: Watcher) -> None:
-    """Copy what the ranks wrote into this machine's folder of the run, from the first host that has it.
+    """Copy what the ranks wrote into this machine's folder of the run, from the first host that has all of it, else some.
 
-    ``cluster`` are the hosts that were there to the end: each has the same, so one that was lost takes nothing along.
+    ``cluster`` are the hosts that were there to the end: each has the same, unless its disk was full.
     """
-    problems = []
+    problems: list[str] = []
+
+    def fetch(host: Host, least: set[str]) -> set[str]:
+        try:
+            return _fetch(host, cluster, launch, least)
+        except (ClusterError, OSError, tarfile.TarError) as error:
+            problems.append(f"{host.name}: the results could not be brought back: {error}")
+            return set()
+
+    poor: dict[Host, set[str]] = {}
     with undisturbed():
         for host in cluster.hosts:
-            try:
-                if _fetch(host, cluster, launch):
-                    return
-            except (ClusterError, OSError, tarfile.TarError) as error:
-                problems.append(f"{host.name}: the results could not be brought back: {error}")
+            if (found := fetch(host, _RESULTS)) == _RESULTS:
+                return
+            if found:
+                poor[host] = found
+        if any(fetch(host, found) for host, found in poor.items()):
+            return
     for text in problems:
         notice(watcher, text)
 
 
-def _fetch(host: Host, cluster: Cluster, launch: Launch) -> bool:
-    """Fetch the results of one host, whole or not at all; returns whether there were any."""
+def _fetch(host: Host, cluster: Cluster, launch: Launch, least: set[str]) -> set[str]:
+    """Fetch the results of one host if they are at ``least`` these of `_RESULTS`, whole or not at all; returns which it has."""
     request = {"verb": "collect", "folder": str(launch.plan.run_dir), "without": [*launch.files], "skip": _STAYING}
     target = launch.kept.run_dir
     with tempfile.TemporaryDirectory(prefix=".incoming-", dir=target) as scratch:
@@ -204,15 +215,16 @@ def _fetch(host: Host, cluster: Cluster, launch: Launch) -> bool:
                 unpack(archive, Path(scratch))
 
         stream_from(host, cluster.root, request, take)
-        if not any(Path(scratch).rglob(_ADAPTER)):
-            return False
+        results = {name for name in _RESULTS if (Path(scratch) / name).is_file()}
+        if not results >= least:
+            return results
         found = [path for path in Path(scratch).iterdir() if path.name not in ("logs", *launch.files)]
         for path in found:
             _correct_model(path, launch)
             if path.is_dir():
                 shutil.rmtree(target / path.name, ignore_errors=True)  # of an earlier attempt
                 shutil.move(path, target / path.name)
-        return True
+        return results
 
 
 def _correct_model(folder: Path, launch: Launch) -> None:

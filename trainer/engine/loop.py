@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import shutil
 import socket
 import time
 from collections.abc import Callable
@@ -264,7 +265,8 @@ class Run:
         """Save the last adapter, answer with the best one, and report."""
         if self.progress.steps_done:
             self.bookmark.keep()
-            self._save("checkpoints/last", "last")
+            if not self._save("checkpoints/last", "last"):
+                shutil.rmtree(self.plan.run_dir / "checkpoints/last", ignore_errors=True)  # that of an earlier start is not it
             self.bookmark.close()
         if self.progress.best_step == 0 and self.progress.steps_done:
             # stopped before a validation, or never better than the base
