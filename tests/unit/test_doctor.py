@@ -137,6 +137,45 @@ def test_the_probe_reads_what_its_script_prints(tmp_path: Path) -> None:
     assert outputs["node"].exit_code == 1
 
 
+GREETS_LATE = "Connection timed out during banner exchange\nConnection to 10.99.0.1 port 22 timed out"
+
+
+@pytest.mark.parametrize(
+    ("said", "mends_at", "asked", "way"),
+    [
+        (GREETS_LATE, 2, ["3", "6"], "mini 10.99.0.1 0 "),
+        (GREETS_LATE, 9, ["3", "6"], "mini 10.99.0.1 255 " + GREETS_LATE.replace("\n", " ")),
+        ("kex_exchange_identification: read: Connection reset by peer", 3, ["3", "3", "3"], "mini 10.99.0.1 0 "),
+        ("ssh: connect to host 10.99.0.1 port 22: Connection refused", 2, ["3"], "mini 10.99.0.1 255 ssh: connect"),
+    ],
+    ids=["busy", "silent", "dropped", "refused"],
+)
+def test_a_login_that_was_dropped_or_is_slow_is_tried_again(
+    tmp_path: Path, said: str, mends_at: int, asked: list[str], way: str
+) -> None:
+    """A busy host is given more time once, a crowded one is asked again, one that refuses is not: by a stub of ssh."""
+    bin_, calls = tmp_path / "bin", tmp_path / "calls"
+    bin_.mkdir()
+    (bin_ / "ssh").write_text(
+        f"""#!/bin/sh
+case "$*" in *10.99.0.1*) ;; *) exit 0 ;; esac
+echo "$*" >>{calls}
+[ $(wc -l <{calls}) -lt {mends_at} ] || exit 0
+printf %s '{said}' >&2
+exit 255
+"""
+    )
+    (bin_ / "ssh").chmod(0o755)
+    (bin_ / "sleep").symlink_to("/bin/true")
+    (tmp_path / ".ssh/flotilla").mkdir(parents=True)
+    (tmp_path / ".ssh/flotilla/config").touch()
+    (mesh,) = [item.text for item in list_items(CLUSTER, HOSTS[1]) if item.key == "mesh"]
+    environment = {"HOME": str(tmp_path), "PATH": f"{bin_}:/usr/bin:/bin"}
+    done = subprocess.run(["sh", "-c", mesh], env=environment, text=True, capture_output=True, check=True, timeout=30)
+    assert re.findall(r"ConnectTimeout=(\d+)", calls.read_text()) == asked
+    assert [line for line in done.stdout.splitlines() if line.startswith(way)]
+
+
 def test_an_output_cannot_forge_another() -> None:
     """Only frames with the secret mark count, and an unfinished one is left out."""
     said = "@@x begin node\n@@y begin sudo\n\n@@y end sudo 0\n\n@@x end node 0\n@@x begin tmp\nhalf"

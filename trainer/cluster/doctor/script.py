@@ -18,7 +18,9 @@ from trainer.cluster.inventory import Cluster, Host
 MAX_BYTES = 4_000_000
 FROM_NODE = ("mpirun", "libmpi")
 MESH_TIMEOUT_S = 3
-OPTIONS = f"-o BatchMode=yes -o ConnectTimeout={MESH_TIMEOUT_S}"
+BUSY_TIMEOUT_S = 6  # with the first try and the pauses between starts it fits into what the item may take
+_WITHIN = "-o BatchMode=yes -o ConnectTimeout="
+OPTIONS = f"{_WITHIN}{MESH_TIMEOUT_S}"
 CONFIG = "ls ~/.ssh/flotilla/config"
 NETCAT = "/usr/bin/nc -z -G 2 {address} {port}"
 ROUTES = {LINUX: "ip route get {address}; ip route show to match {address}", DARWIN: "/sbin/route -n get {address}"}
@@ -178,7 +180,7 @@ def _ways(cluster: Cluster, host: Host, root: str, python: str) -> list[Item]:
     peers = _rotate(cluster.hosts, host)
     fast = [(peer.name, str(peer.fast), peer.port or 22) for peer in peers if peer.fast and peer is not host]
     mesh = _mesh([(peer.name, address) for peer in peers for address in dict.fromkeys((peer.management, peer.fast)) if address])
-    items = [Item(key="mesh", text=mesh, limit_s=10, is_slow=True)]
+    items = [Item(key="mesh", text=mesh, limit_s=12, is_slow=True)]
     if fast and host.fast:
         words = " ".join(f"{name} {address} {port}" for name, address, port in fast)
         connect = f"p={python}; [ -x $p ] || p=/usr/bin/python3; exec $p -I -c {shlex.quote(onhost.CONNECT)} {words}"
@@ -201,9 +203,12 @@ def _mesh(ways: Iterable[tuple[str, str]]) -> str:
     """Return the shell's text that logs in everywhere at nearly the same time, and prints a line for each way.
 
     Of more than ten logins that begin at once sshd drops some by chance (MaxStartups), so a dropped one is tried again.
+    So is, with more patience, one that was accepted but not greeted in time: that is a busy host, not a lost one.
     """
-    dropped = 'case "$said" in *"reset by"*|*"closed by"*) sleep $pause ;; *) break ;; esac'
-    login = f'for pause in 1 2 0; do said=$(ssh -n {OPTIONS} "$2" true 2>&1); code=$?; {dropped}; done'
+    busy = f'*"banner exchange"*) [ $patience = {MESH_TIMEOUT_S} ] || break; patience={BUSY_TIMEOUT_S} ;;'
+    dropped = f'case "$said" in {busy} *"reset by"*|*"closed by"*) sleep $pause ;; *) break ;; esac'
+    attempt = f'said=$(ssh -n {_WITHIN}$patience "$2" true 2>&1); code=$?'
+    login = f"patience={MESH_TIMEOUT_S}; for pause in 1 2 0; do {attempt}; {dropped}; done"
     one = f'{login}; printf "%s %s %d %s\\n" "$1" "$2" $code "$(printf %s "$said" | tr "\\n\\r" "  ")"'
     starts = "".join(f"try {name} {address} & sleep 0.1\n" for name, address in ways)
     return f"{CONFIG} >/dev/null || exit 1\ntry() {{ {one}; }}\n{starts}wait"
