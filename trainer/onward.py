@@ -114,7 +114,8 @@ class Onward:
     def _give_up(self, outcome: Outcome) -> Outcome:
         """Return how a run has ended that was to go on after ``outcome``."""
         if self._is_called_off:
-            return Outcome(EXIT_INTERRUPTED, "; ".join(filter(None, ("interrupted between two starts", outcome.message))))
+            message = "; ".join(filter(None, ("interrupted between two starts", outcome.message)))
+            return dataclasses.replace(outcome, exit_code=EXIT_INTERRUPTED, message=message)
         message = "; ".join(filter(None, (outcome.message, "the hosts that are missing did not come back")))
         return dataclasses.replace(outcome, exit_code=outcome.exit_code or StalledError.exit_code, message=message)
 

@@ -94,11 +94,14 @@ class Voyage:
         absent = by_link_of(self._fleet) if self._fleet else find_absent
         self._onward = Onward(self._inputs.cluster, settings, lambda text: notice(self._watcher, text), absent=absent)
         self._watcher = Both(record, self._console, self._onward)  # kept first: a closed terminal must not lose it
+        unreachable: Mapping[str, str] = {}
         try:
-            return self._onward.follow(self._start)
+            outcome = self._onward.follow(self._start)
+            unreachable = outcome.unreachable
+            return outcome
         finally:
             if self._fleet and self._is_under_way:
-                bring_back((self._sailed or self._fleet).cluster, self.launch, self._watcher)
+                bring_back((self._sailed or self._fleet).cluster, self.launch, self._watcher, unreachable)
 
     def _start(self, cluster: Cluster, attach: Attach) -> Outcome:
         if self._is_under_way:

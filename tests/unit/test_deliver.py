@@ -320,6 +320,12 @@ def test_results_come_from_a_host_that_has_them(tmp_path: Path, monkeypatch: pyt
     several.bring_back(Cluster(hosts=(HERE, near, far)), launch, pytest.fail)  # type: ignore[arg-type]
     assert (here / "adapter" / "adapters.safetensors").read_text() == "all adapter"
     assert (here / "checkpoints" / "last" / "adapters.safetensors").read_text() == "all checkpoints/last"
+    told: list[str] = []
+    watcher = SimpleNamespace(on_event=lambda event: told.append(event["text"]))
+    del theirs["far"], theirs["near"]  # whoever asks them now fails
+    gone = {"near": "near: no answer", "far": "far: no answer"}
+    several.bring_back(Cluster(hosts=(HERE, near, far)), launch, watcher, gone)  # type: ignore[arg-type]
+    assert told == [f"{name}: not asked for the results: {error}" for name, error in gone.items()]
 
 
 def test_the_command_line_on_one_machine(tmp_path: Path) -> None:

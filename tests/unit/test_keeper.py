@@ -91,6 +91,33 @@ def test_a_full_disk_is_told_and_tried_again(tmp_path: Path, monkeypatch: pytest
     assert list_steps(tmp_path) == [2]
 
 
+def test_a_failed_write_is_wished_for_again_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The host that could not write asks for the next one after 10 s, then 20: any rank may; once it is written, no more."""
+    real = module.write_checkpoint
+
+    def fail(*_: Any) -> Checkpoint:
+        raise OSError(28, "No space left on device")
+
+    def save(step: int) -> None:
+        keeper.save(step, STATE, {})
+        keeper.wait()
+
+    clock = SimpleNamespace(now=0.0)
+    keeper = make_keeper(tmp_path, clock, rank=1, every_steps=1000, every_s=0)
+    monkeypatch.setattr(module, "write_checkpoint", fail)
+    for step, pause_s in ((1, 10), (2, 20), (3, 40)):
+        save(step)
+        clock.now += pause_s - 0.1
+        assert not Keeper.grants(keeper.wishes(step + 1))
+        clock.now += 0.1
+        assert Keeper.grants(keeper.wishes(step + 1))
+    monkeypatch.setattr(module, "write_checkpoint", real)
+    save(4)
+    clock.now += 500
+    assert not Keeper.grants(keeper.wishes(5))
+    assert list_steps(tmp_path) == [4]
+
+
 def test_a_disk_too_small_is_refused_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Three checkpoints must fit."""
     monkeypatch.setattr(module.shutil, "disk_usage", lambda _: SimpleNamespace(free=30 * 2**20))

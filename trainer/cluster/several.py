@@ -10,6 +10,7 @@ import tempfile
 import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import IO
 
 from trainer.cluster.call import ask, stream_from
@@ -177,12 +178,16 @@ def make_ready(cluster: Cluster, launch: Launch, watcher: Watcher) -> None:
     _tell_ended(on_all(cluster.hosts, lambda host: ask(host, cluster.root, request)["ended"]), watcher)
 
 
-def bring_back(cluster: Cluster, launch: Launch, watcher: Watcher) -> None:
+def bring_back(
+    cluster: Cluster, launch: Launch, watcher: Watcher, unreachable: Mapping[str, str] = MappingProxyType({})
+) -> None:
     """Copy what the ranks wrote into this machine's folder of the run, from the first host that has all of it, else some.
 
-    ``cluster`` are the hosts that were there to the end: each has the same, unless its disk was full.
+    ``cluster`` are the hosts that were there to the end: each has the same, unless its disk was full. Those of ``unreachable``
+    did not answer a moment ago, each with the error; they are not asked.
     """
-    problems: list[str] = []
+    problems = [f"{name}: not asked for the results: {error}" for name, error in unreachable.items()]
+    answering = [host for host in cluster.hosts if host.name not in unreachable]
 
     def fetch(host: Host, least: set[str]) -> set[str]:
         try:
@@ -193,7 +198,7 @@ def bring_back(cluster: Cluster, launch: Launch, watcher: Watcher) -> None:
 
     poor: dict[Host, set[str]] = {}
     with undisturbed():
-        for host in cluster.hosts:
+        for host in answering:
             if (found := fetch(host, _RESULTS)) == _RESULTS:
                 return
             if found:

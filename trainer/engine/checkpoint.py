@@ -34,6 +34,7 @@ from trainer.errors import ClusterError, InputError
 STATE, BEST = "state.safetensors", "best.safetensors"
 _MODEL, _OPTIMIZER = "model.", "optimizer."
 _KINDS = {mx.float32: "F32", mx.float16: "F16", mx.bfloat16: "BF16", mx.uint64: "U64", mx.uint32: "U32", mx.int32: "I32"}
+_REPEAT_S = 10.0  # after a checkpoint that could not be written the next one is tried, then after twice that, and so on
 _ROOM = 3  # checkpoints that must fit on the disk when a run starts: the one before, the next, and air
 
 Named = dict[str, mx.array]
@@ -98,6 +99,8 @@ class Keeper:
         self._done: list[Written | str] = []
         self._saved_step = 0
         self._saved_at = clock()
+        self._failed_at: float | None = None  # when this host could not write the last one
+        self._repeat_s = _REPEAT_S
 
     def go_on_from(self, step: int) -> None:
         """Count from ``step``, of which there is a checkpoint."""
@@ -105,7 +108,8 @@ class Keeper:
 
     def wishes(self, step: int) -> tuple[float, float]:
         """Return, to be added up over all ranks during ``step``: is a checkpoint due, and is a writer still busy."""
-        return float(self._comm.rank == 0 and self._is_due(step)), float(self._is_busy)
+        is_wanted = (self._comm.rank == 0 and self._is_due(step)) or self._is_to_be_repeated
+        return float(is_wanted), float(self._is_busy)
 
     @staticmethod
     def grants(sums: Sequence[float]) -> bool:
@@ -114,7 +118,10 @@ class Keeper:
         return due > 0 and busy == 0
 
     def save(self, step: int, state: Named, facts: Mapping[str, Any], keep_step: int = 0) -> None:
-        """Copy ``state`` and have it written as the checkpoint of ``step``, unless it is there; that of ``keep_step`` stays."""
+        """Copy ``state`` and have it written as the checkpoint of ``step``, unless it is there; that of ``keep_step`` stays.
+
+        What a host cannot write it wishes for again soon, since room may have been made.
+        """
         if step == self._saved_step:
             return
         self.go_on_from(step)
@@ -150,6 +157,10 @@ class Keeper:
     def _is_busy(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
+    @property
+    def _is_to_be_repeated(self) -> bool:
+        return self._failed_at is not None and self._clock() - self._failed_at >= self._repeat_s
+
     def _is_due(self, step: int) -> bool:
         every, every_s = self._config.every_steps, self._config.every_s
         late = bool(every_s) and self._clock() - self._saved_at >= every_s
@@ -163,7 +174,10 @@ class Keeper:
         except OSError as error:
             where = f"{socket.gethostname()}: the checkpoint of step {step} could not be written to {self.folder}"
             self._done.append(f"{where} ({error.strerror}); the run goes on without it")
+            self._repeat_s = _REPEAT_S if self._failed_at is None else 2 * self._repeat_s
+            self._failed_at = self._clock()
             return
+        self._failed_at = None
         self._done.append(Written(written, time.perf_counter() - started))
 
 
