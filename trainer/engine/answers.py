@@ -15,6 +15,27 @@ from trainer.config import StyleConfig
 PROMPTS_AT_ONCE = 32
 
 
+def answer_all(
+    model: nn.Module,
+    tokenizer: Any,
+    style: StyleConfig,
+    test_prompts: Sequence[str],
+    comm: Comm,
+    tick: Callable[[int, int], None],
+) -> dict[str, Any]:
+    """Return what the event ``answered`` tells of a recipe's demonstration and test prompts; a collective.
+
+    The former are answered as chatting would, the latter, if the style has markers, in batches. ``tick`` as for `answer_many`.
+    """
+    demo = _in_turn(style.demo_prompts, comm, lambda own: answer_prompts(model, tokenizer, own, style.max_reply_tokens))
+    tested = answer_many(model, tokenizer, test_prompts, style.max_reply_tokens, comm, tick) if style.markers else []
+    return {
+        "demo": [{"prompt": p, "reply": r} for p, r in zip(style.demo_prompts, demo, strict=True)],
+        "test": [{"prompt": p, "reply": r} for p, r in zip(test_prompts, tested, strict=False)],
+        "share_in_style": share_in_style(tested, style) if tested else None,
+    }
+
+
 def answer_prompts(model: nn.Module, tokenizer: Any, prompts: Sequence[str], max_tokens: int) -> list[str]:
     """Return the greedy answer to each prompt, one after the other: exactly what chatting would show."""
     return [
@@ -36,14 +57,22 @@ def answer_many(
     Several times faster than `answer_prompts`, and equal to it but for the rounding of batched products. ``tick`` is told
     how many of this rank's prompts are done.
     """
-    own = [_encode(tokenizer, prompt) for prompt in prompts[comm.rank :: comm.size]]
-    texts: list[str] = []
-    for start in range(0, len(own), PROMPTS_AT_ONCE):
-        batch = own[start : start + PROMPTS_AT_ONCE]
-        texts += batch_generate(model, tokenizer, batch, max_tokens=max_tokens, completion_batch_size=len(batch)).texts
-        tick(len(texts), len(own))
-    answers: list[str] = [""] * len(prompts)
-    for rank, part in enumerate(comm.all_gather(texts)):
+
+    def answer(own: Sequence[str]) -> list[str]:
+        encoded, texts = [_encode(tokenizer, prompt) for prompt in own], []
+        for start in range(0, len(encoded), PROMPTS_AT_ONCE):
+            batch = encoded[start : start + PROMPTS_AT_ONCE]
+            texts += batch_generate(model, tokenizer, batch, max_tokens=max_tokens, completion_batch_size=len(batch)).texts
+            tick(len(texts), len(own))
+        return texts
+
+    return _in_turn(prompts, comm, answer)
+
+
+def _in_turn(prompts: Sequence[str], comm: Comm, answer: Callable[[Sequence[str]], list[str]]) -> list[str]:
+    """Return the answers to ``prompts``, of which every rank gives its own; a collective."""
+    answers = [""] * len(prompts)
+    for rank, part in enumerate(comm.all_gather(answer(prompts[comm.rank :: comm.size]))):
         answers[rank :: comm.size] = part
     return answers
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import os
 import shutil
 import socket
 import time
@@ -13,19 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 import mlx.core as mx
-from mlx.utils import tree_flatten
 from mlx_lm.utils import get_total_parameters, load
 
-from trainer.cluster.lock import HOST_LOCK, Lock, find_holder
 from trainer.cluster.plan import RunPlan
-from trainer.comm.agree import check_agreement, describe_software
 from trainer.comm.group import Comm, to_floats
 from trainer.comm.traffic import tell_traffic
 from trainer.config import RunConfig
-from trainer.data.formats import SPLITS, read_first_questions
+from trainer.data.formats import read_first_questions
 from trainer.data.order import steps_per_epoch
 from trainer.engine.adapters import load_adapter, save_adapter
-from trainer.engine.answers import answer_many, answer_prompts, share_in_style
+from trainer.engine.answers import answer_all
 from trainer.engine.checkpoint import Keeper
 from trainer.engine.diary import Diary
 from trainer.engine.evaluate import evaluate
@@ -33,19 +28,16 @@ from trainer.engine.feed import Feed
 from trainer.engine.frozen import Declined, FrozenTrunk, open_trunk
 from trainer.engine.memory import keep_little, peak_memory_mib
 from trainer.engine.optimizer import make_optimizer
+from trainer.engine.outset import agree_on, claim_host
 from trainer.engine.pulse import Pulse
 from trainer.engine.resume import Bookmark
 from trainer.engine.rows import load_rows
 from trainer.engine.sentry import Sentry
 from trainer.engine.step import StepResult, TrainStep
-from trainer.errors import ClusterError
 from trainer.events import Events
-from trainer.fingerprint import hash_files, hash_model
 from trainer.model import layerwise
-from trainer.model.lora import attach_adapter
+from trainer.model.lora import attach_adapter, count_numbers
 from trainer.model.network import Network
-
-_LOCK_PATIENCE_S = 3.0  # for ranks of an earlier attempt that are about to be gone
 
 
 @dataclass
@@ -281,30 +273,13 @@ class Run:
         self._summarise()
 
     def _answer(self, when: str) -> None:
-        """Answer the demonstration prompts one by one, as chatting would, and all test prompts in batches."""
-        style = self.config.style
+        """Answer the demonstration and the test prompts, if the recipe has any."""
         if not self._answers:
             return
         self.model.eval()
-        replies = [""] * len(style.demo_prompts)
-        own = range(self.comm.rank, len(replies), self.comm.size)
-        prompts = [style.demo_prompts[i] for i in own]
-        texts = answer_prompts(self.model, self.tokenizer, prompts, style.max_reply_tokens)
-        for rank, part in enumerate(self.comm.all_gather(texts)):
-            replies[rank :: self.comm.size] = part
-        tested: list[str] = []
-        if style.markers:
-            tested = answer_many(
-                self.model, self.tokenizer, self.test_prompts, style.max_reply_tokens, self.comm, self._ticker("answering")
-            )
-        share = share_in_style(tested, style) if tested else None
-        self.tell(
-            "answered",
-            when=when,
-            demo=[{"prompt": p, "reply": r} for p, r in zip(style.demo_prompts, replies, strict=True)],
-            test=[{"prompt": p, "reply": r} for p, r in zip(self.test_prompts, tested, strict=False)],
-            share_in_style=share,
-        )
+        tick = self._ticker("answering")
+        told = answer_all(self.model, self.tokenizer, self.config.style, self.test_prompts, self.comm, tick)
+        self.tell("answered", when=when, **told)
         self.model.train()
 
     def _summarise(self) -> None:
@@ -341,34 +316,3 @@ class Run:
         self.diary.note(event)
         if self.comm.rank == 0:
             self.events.write(event)
-
-
-def agree_on(plan: RunPlan, comm: Comm) -> dict[str, str]:
-    """Return the software's versions after all ranks agree on them, the plan, and what lies at its paths; a collective."""
-    seen = {"data": hash_files(plan.data_path, [f"{split}.jsonl" for split in SPLITS])}
-    if comm.is_first_on_host:  # the ranks of one host read the same files
-        seen["model"] = hash_model(plan.model_path)
-    software = describe_software()
-    facts = {"configuration": hashlib.sha256(plan.render().encode()).hexdigest(), **software, **seen}
-    check_agreement(comm, facts, plan.fingerprints)
-    return software
-
-
-def claim_host(plan: RunPlan, comm: Comm) -> Lock:
-    """Take hold of each host for the run, on its first rank; a collective. Raises `ClusterError` if one is taken.
-
-    The control machine has its own lock; this one stands for ranks that another machine has started, or nobody leads any more.
-    """
-    lock = Lock(plan.run_dir.parent / HOST_LOCK)
-    problem, host = "", socket.gethostname()
-    about = {"run": str(plan.run_dir), "pid": os.getpid(), "host": host, "since": time.time()}
-    if comm.is_first_on_host and not lock.take(about, _LOCK_PATIENCE_S):
-        holder = find_holder(lock.path) or {}
-        problem = f"{host} is busy with the run {holder.get('run', '?')} (process {holder.get('pid', '?')}); ./inv stop ends it"
-    if problems := [each for each in comm.all_gather(problem) if each]:
-        raise ClusterError("\n".join(problems))
-    return lock
-
-
-def count_numbers(tree: Any) -> int:
-    return sum(value.size for _, value in tree_flatten(tree))

@@ -26,13 +26,13 @@ from trainer.data.batch import Batch, make_batch, pack_batch
 from trainer.data.order import global_batch_at, steps_per_epoch
 from trainer.data.tokens import TokenRow
 from trainer.engine.frozen import Declined, FrozenTrunk, open_trunk
-from trainer.engine.loop import agree_on, count_numbers
 from trainer.engine.memory import peak_memory_mib, reset_peak
 from trainer.engine.optimizer import make_optimizer
+from trainer.engine.outset import agree_on
 from trainer.engine.rows import load_rows
 from trainer.engine.step import TrainStep
 from trainer.events import Events
-from trainer.model.lora import attach_adapter
+from trainer.model.lora import attach_adapter, count_numbers
 from trainer.model.network import Network
 
 PROMPT_TOKENS, REPLY_TOKENS = 256, 48

@@ -48,3 +48,8 @@ def check_adapter(model: nn.Module, config: AdapterConfig) -> None:
     unknown = [key for key in config.keys if key not in linear]
     if unknown:
         raise InputError(f"adapter.keys: the model has no layer {', '.join(unknown)}; it has {', '.join(sorted(linear))}")
+
+
+def count_numbers(tree: Any) -> int:
+    """Return how many numbers the arrays of a tree of parameters hold."""
+    return sum(value.size for _, value in tree_flatten(tree))
