@@ -17,7 +17,7 @@ from typing import IO, Any
 
 import pytest
 
-from trainer.cluster import onnode, several
+from trainer.cluster import cargo, several
 from trainer.cluster.call import BOOT, ask, make_bundle
 from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.nodes import Fleet, Node
@@ -120,12 +120,12 @@ def test_the_code_is_the_package(root: Path) -> None:
 
 def receive(root: Path, artifact: Artifact, stream: bytes, **changes: Any) -> dict[str, Any]:
     request = {"store": str(root / "store"), "artifacts": [{**artifact.describe(), **changes}]}
-    return onnode.receive(request, io.BytesIO(stream))
+    return cargo.receive(request, io.BytesIO(stream))
 
 
 def packed(artifact: Artifact) -> bytes:
     target = io.BytesIO()
-    onnode.pack([{**artifact.describe(), "folder": str(artifact.folder)}], target)
+    cargo.pack([{**artifact.describe(), "folder": str(artifact.folder)}], target)
     return target.getvalue()
 
 
@@ -133,17 +133,17 @@ def test_a_damaged_artifact_is_refused(root: Path, data: Artifact) -> None:
     """One changed byte, or an end that comes too early: nothing gets into the store, nothing is left lying about."""
     stream = packed(data)
     damaged = stream.replace(b"train\n", b"trian\n", 1)
-    with pytest.raises(onnode.RefusedError, match=rf"^{data.name} arrived damaged \([0-9a-f]{{12}}\); send it again$"):
+    with pytest.raises(cargo.RefusedError, match=rf"^{data.name} arrived damaged \([0-9a-f]{{12}}\); send it again$"):
         receive(root, data, damaged)
     for length in (0, 100, len(stream) // 2, len(stream) // 2 + 100):
-        with pytest.raises((tarfile.TarError, onnode.RefusedError)):
+        with pytest.raises((tarfile.TarError, cargo.RefusedError)):
             receive(root, data, stream[:length])
     assert list((root / "store").iterdir()) == []
 
 
 def test_a_full_disk_is_told_before_anything_is_written(root: Path, data: Artifact) -> None:
     """More than the disk holds is refused with what there is and what is needed."""
-    with pytest.raises(onnode.RefusedError, match=r"has \d+ MiB free where \d+ MiB are needed$"):
+    with pytest.raises(cargo.RefusedError, match=r"has \d+ MiB free where \d+ MiB are needed$"):
         receive(root, data, packed(data), size=2**60)
     assert list((root / "store").iterdir()) == []
 
@@ -154,7 +154,7 @@ def test_an_archive_cannot_leave_its_folder(root: Path, data: Artifact, name: st
     target = io.BytesIO()
     with tarfile.open(fileobj=target, mode="w") as archive:
         archive.addfile(tarfile.TarInfo(name))
-    with pytest.raises(onnode.RefusedError, match="leads elsewhere"):
+    with pytest.raises(cargo.RefusedError, match="leads elsewhere"):
         receive(root, data, target.getvalue())
 
 
@@ -166,7 +166,7 @@ def test_an_archive_holds_plain_files_only(root: Path, data: Artifact, kind: byt
     entry.type, entry.linkname = kind, "/etc"
     with tarfile.open(fileobj=target, mode="w") as archive:
         archive.addfile(entry)
-    with pytest.raises(onnode.RefusedError, match="is no file"):
+    with pytest.raises(cargo.RefusedError, match="is no file"):
         receive(root, data, target.getvalue())
 
 

@@ -18,7 +18,7 @@ from trainer.cluster.inventory import Host
 from trainer.cluster.ssh import NOT_FOUND, SSH_FAILED, describe_failure, run, ssh_command
 from trainer.errors import ClusterError
 
-_IN_CLUSTER = ("processes", "sessions", "lock", "room", "onnode")
+_IN_CLUSTER = ("processes", "sessions", "lock", "room", "cargo", "onnode")
 _CARRIED = ("trainer.fingerprint", "trainer.interfaces", *(f"trainer.cluster.{name}" for name in _IN_CLUSTER))
 BOOT = """\
 import sys, json, types

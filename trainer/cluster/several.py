@@ -14,12 +14,12 @@ from types import MappingProxyType
 from typing import IO
 
 from trainer.cluster.call import ask, stream_from
+from trainer.cluster.cargo import unpack
 from trainer.cluster.hostfile import read_cables
 from trainer.cluster.interruptions import undisturbed
 from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.launch import Attach, Inputs, Watcher, make_folder, make_plan, make_supervisor
 from trainer.cluster.nodes import Fleet
-from trainer.cluster.onnode import unpack
 from trainer.cluster.openmpi import OpenMPI
 from trainer.cluster.outcome import Outcome
 from trainer.cluster.plan import Launch, Tools, make_launch

@@ -12,9 +12,9 @@ from pathlib import Path, PurePosixPath
 from typing import IO, Any
 
 from trainer.cluster.call import ask, follow, interpreter, stream_to
+from trainer.cluster.cargo import Counting, pack
 from trainer.cluster.inventory import Cluster, Host
 from trainer.cluster.nodes import Fleet
-from trainer.cluster.onnode import Counting, pack
 from trainer.cluster.ssh import on_all
 from trainer.errors import ClusterError
 from trainer.fingerprint import MODEL_SUFFIXES, hash_files
