@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import plistlib
 import shutil
+import subprocess
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -113,11 +117,22 @@ def _write(root: Path, path: str, text: str, mode: int) -> None:
 
 def _copy_library(upper: Path) -> None:
     library = _place(upper, LIBRARY)
-    shutil.copytree(HERE / "stubs", library / "stubs", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(_compile_stubs(), library / "stubs")
     share = _place(upper, FILES)
     shutil.copytree(HERE / "files", share)
     (share / "brew-install.sh").rename(share / "install.sh")
     _write(upper, f"{FILES}/brew", LAUNCHER, 0o755)
+
+
+@functools.cache
+def _compile_stubs() -> Path:
+    """Return a folder of the stubs compiled for the hosts' Python: otherwise every call compiles them."""
+    folder = Path(tempfile.mkdtemp(prefix="flotilla-stubs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    shutil.copytree(HERE / "stubs", folder / "stubs", ignore=shutil.ignore_patterns("__pycache__"))
+    compiling = ["/usr/bin/python3", "-I", "-m", "compileall", "-q", "--invalidation-mode", "unchecked-hash", str(folder)]
+    subprocess.run(compiling, check=True)
+    return folder / "stubs"
 
 
 def _install_brew(upper: Path, mac: Mac, names: Sequence[str]) -> None:
