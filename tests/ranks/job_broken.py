@@ -10,9 +10,11 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from mlx.utils import tree_flatten
+
 from trainer import cli
 from trainer.data.tokens import RowMaker, TokenRow
-from trainer.engine import loop, rows
+from trainer.engine import loop, outset, rows
 from trainer.engine import step as step_module
 
 RANK = int(os.environ["OMPI_COMM_WORLD_RANK"])
@@ -36,23 +38,23 @@ def break_something() -> None:
     elif BROKEN == "is killed":
         loop.TrainStep.__call__ = lambda *_: os.kill(os.getpid(), 9)
     elif BROKEN == "has other data":
-        real = loop.hash_files
-        loop.hash_files = lambda *args: "0" * len(real(*args))
+        real = outset.hash_files
+        outset.hash_files = lambda *args: "0" * len(real(*args))
     elif BROKEN == "tokenises otherwise":
         os.environ["OMPI_COMM_WORLD_LOCAL_RANK"] = "0"  # as the first rank of another host, with a cache of its own
         rows.cache_dir = lambda: Path(os.environ["OTHER_CACHE"])
-        loop.HOST_LOCK = ".lock-of-the-other-host"
+        outset.HOST_LOCK = ".lock-of-the-other-host"
         real_make = RowMaker.make
         RowMaker.make = lambda self, samples: [TokenRow(row.tokens[::-1], row.supervised) for row in real_make(self, samples)]
     elif BROKEN == "has another mlx":
-        real_software = loop.describe_software
-        loop.describe_software = lambda: {**real_software(), "mlx": "0.31.0"}
+        real_software = outset.describe_software
+        outset.describe_software = lambda: {**real_software(), "mlx": "0.31.0"}
     elif BROKEN == "diverges":
         real_reduce = loop.TrainStep.__call__
 
         def diverge(step: Any, *args: Any) -> Any:
             step.network.model.load_weights(
-                [(n, v * float("nan")) for n, v in loop.tree_flatten(step.network.model.trainable_parameters())], strict=False
+                [(n, v * float("nan")) for n, v in tree_flatten(step.network.model.trainable_parameters())], strict=False
             )
             return real_reduce(step, *args)
 
@@ -72,7 +74,7 @@ def break_something() -> None:
 
         def drift(step: Any, *args: Any) -> Any:
             result = real_step(step, *args)
-            name, value = loop.tree_flatten(step.network.model.trainable_parameters())[0]
+            name, value = tree_flatten(step.network.model.trainable_parameters())[0]
             step.network.model.load_weights([(name, value * (1 + 2**-22))], strict=False)
             return result
 
