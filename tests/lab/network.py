@@ -92,7 +92,7 @@ def unplug_control(number: int) -> None:
 
 def start_switch(number: int, marker: str) -> Switch:
     """Start a switch without cables. The marker is an argument of its process, by which it is found again."""
-    script = "read -r pid _ </proc/self/stat; echo $pid || exit; exec >/dev/null; while :; do sleep infinity & wait; done"
+    script = "read -r pid _ </proc/self/stat; echo $pid || exit; exec >/dev/null 2>&1; while :; do sleep infinity & wait; done"
     argv = ["setsid", "--fork", "unshare", "--net", find_tool("bash") or "bash", "-c", script, marker, marker]
     with subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd="/", text=True) as started:
         assert started.stdout is not None

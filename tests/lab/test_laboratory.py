@@ -306,6 +306,16 @@ def test_mac(tmp_path: Path) -> None:
         assert host.run(["cat", "/sys/class/net/tb0/carrier"]).stdout == "0\n"  # not plugged in
 
 
+def test_up_lets_go_of_the_terminal() -> None:
+    """What stays behind holds neither output of the command that brought it up: a pipe behind that ends with it."""
+    build = f"from tests.lab.laboratory import Laboratory; Laboratory.up(1, {NAME + '-t'!r})"
+    try:
+        done = subprocess.run([sys.executable, "-c", build], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=60)
+        assert (done.returncode, done.stderr) == (0, "")
+    finally:
+        take_down(f"{NAME}-t")
+
+
 def test_down() -> None:
     """Down takes everything along: a stopped host, a full disk, commands that still run on a host or on control."""
     lab = Laboratory.up(2, f"{NAME}-d")
