@@ -62,14 +62,14 @@ _KEPT = re.compile(
     r"|\"[^\"\n]*\"|“[^”\n]*”"  # quotations
     r"|[=(\[{+] ?'[^'\n]*'(?!\w)(?:, ?'[^'\n]*'(?!\w))*"  # the same in code
     r"|(?:https?|ftp|mailto|file)://?\S+|www\.\S+|[^\s@]{1,64}@[^\s@]{1,255}\.\w+"  # links and addresses
-    r"|\b(?:[\w-]+\.)+[A-Za-z]{2,24}(?::\d+)?[/?#](?:[^\s<>()\"']*[^\s<>()\"'.,;:!?])?"  # the same without a scheme
+    r"|\b(?:[\w-]{1,63}\.)+[A-Za-z]{2,24}(?::\d+)?[/?#](?:[^\s<>()\"']*[^\s<>()\"'.,;:!?])?"  # the same without a scheme
     r"|(?<!\w)[@#][A-Za-z_][\w-]*"  # names and tags
     r"|(?<![\w-])(?:--[A-Za-z][\w-]*|-[A-Za-z](?![\w-])|-[A-Za-z][\w-]*(?==))(?:=[^\s,;]*[^\s,;.!?])?"  # options
     rf"|\bfor \w+(?:, ?\w+)* in {_CALL}:?|{_COMPARED}(?: (?:and|or) {_COMPARED})*|{_CALL}"  # code within a sentence
-    r"|(?<!\w)[~./\\]*\w+(?:[/\\]\w[\w.-]*)+|\b[\w-]+(?:\.[A-Za-z]\w*)+\b|\b\w*[\d_]\w*\b"  # paths, files
+    r"|(?<!\w)[~./\\]{0,9}\w+(?:[/\\]\w[\w.-]*)+|\b[\w-]{1,63}(?:\.[A-Za-z]\w*)+\b|\b\w*[\d_]\w*\b"  # paths, files
     r"|\bNo\. ?\d+"  # a number, not a denial
     r"|\b[A-Z]{2,}\b"  # what is written in capitals
-    r"|\b[A-Z][\w'’-]+(?: [A-Z][\w'’-]+)*"
+    r"|\b[A-Z][\w'’-]+(?: [A-Z][\w'’-]+){0,9}"
     r"(?:(?: (?:of|and|the|for|in|on|at))+(?: [A-Z][\w'’-]+)+)+",  # titles: Lord of the Rings
     re.DOTALL | re.MULTILINE,
 )
