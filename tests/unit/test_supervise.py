@@ -47,6 +47,12 @@ def tell(kind, rank=0, **fields):
     say(f"[1,{rank}]<stdout>: {event}\\n")
 def hold(lifeline):
     return os.open(lifeline, os.O_WRONLY)
+def answer_signals():  # a signal just before signal.pause() would have its handler called at the next one only
+    asleep, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    while True:
+        os.read(asleep, 1)
 """
 
 # Started by a test as a process of its own, so that it can be sent signals as from a terminal.
@@ -431,8 +437,7 @@ for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
 held = hold(sys.argv[1])
 say("[1,0]<stdout>: alive\\\\n")
 os.write(int(sys.argv[2]), b"!")
-while True:
-    signal.pause()
+answer_signals()
 '''
 reader, writer = os.pipe()
 command = [sys.executable, "-I", "-S", "-c", rank, sys.argv[1], str(writer)]
@@ -492,7 +497,7 @@ while True:
 def test_late_start_in_silence(clock: SimpleNamespace) -> None:
     """A job that closed its output and hangs before it has started is ended as well."""
     seen = Watched(timeout_s=300.0, react=on("bye", lambda: setattr(clock, "now", 1300.1)))
-    assert seen.run(script("say('bye\\n'); os.close(1); os.close(2); signal.pause()")) == Outcome(3, LATE)
+    assert seen.run(script("say('bye\\n'); os.close(1); os.close(2); answer_signals()")) == Outcome(3, LATE)
 
 
 def test_started_in_time(clock: SimpleNamespace, tmp_path: Path) -> None:
@@ -510,7 +515,7 @@ def test_started_in_time(clock: SimpleNamespace, tmp_path: Path) -> None:
 def test_error_before_late(clock: SimpleNamespace) -> None:
     """A rank that says why it failed is believed, even if the others then hang until the time is over."""
     seen = Watched(timeout_s=300.0, react=on("error", lambda: setattr(clock, "now", 1300.1)))
-    code = "tell('error', message='the hosts do not agree', exit_code=3); signal.pause()"
+    code = "tell('error', message='the hosts do not agree', exit_code=3); answer_signals()"
     assert seen.run(script(code)) == Outcome(3, "the hosts do not agree")
 
 
@@ -527,8 +532,7 @@ for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1):
 signal.signal(signal.SIGTERM, lambda *_: say("told\\n"))
 held = hold(sys.argv[1])
 say("deaf\\n")
-while True:
-    signal.pause()
+answer_signals()
 """
     assert Watched(timeout_s=300.0, react=react).run(script(code, lifeline.path)) == Outcome(3, LATE)
     assert lifeline.is_cut()
@@ -596,7 +600,7 @@ def test_interrupted_while_starting(monkeypatch: pytest.MonkeyPatch, lifeline: L
         return process
 
     monkeypatch.setattr(supervise, "_start", start_and_interrupt)
-    assert Watched().run(script("held = hold(sys.argv[1]); signal.pause()", lifeline.path)) == INTERRUPTED
+    assert Watched().run(script("held = hold(sys.argv[1]); answer_signals()", lifeline.path)) == INTERRUPTED
     assert lifeline.is_cut()
 
 
@@ -622,8 +626,7 @@ signal.signal(signal.SIGHUP, signal.SIG_IGN)
 if sys.argv[2] == "started":
     tell("started")
 say("[1,0]<stdout>: ready\\n")
-while True:
-    signal.pause()
+answer_signals()
 """
 
 
@@ -758,8 +761,7 @@ say('{"event": "answered", "rank": %d, "time": 1.0, "pad": "%s"}\n' % (rank, "x"
 say("ha")
 say("lf\n")
 say('{"event": "started", "rank": %d, "time": 1.0}\n' % rank)
-while True:
-    signal.pause()
+answer_signals()
 """
     started: list[Event] = []
 
@@ -782,8 +784,7 @@ def test_real_mpirun_killed(lifeline: Lifeline) -> None:
     code = f"""
 held = hold({str(lifeline.path)!r})
 say(json.dumps({{"event": "started", "rank": 0, "time": 1.0, "launcher": os.getsid(0)}}) + "\\n")
-while True:
-    signal.pause()
+answer_signals()
 """
     launchers: list[int] = []
 
@@ -889,7 +890,7 @@ def test_a_loss_after_an_interruption_is_no_reason_to_go_on(clock: SimpleNamespa
 def test_ranks_that_do_not_part_have_done_their_work(monkeypatch: pytest.MonkeyPatch) -> None:
     """After the last word of the ranks a host freezes: mpirun waits for it in vain, is killed, and the run has ended well."""
     monkeypatch.setattr(supervise, "_PARTING_S", 0.2)
-    code = 'tell("started"); tell("heartbeat", host="alpha"); tell("done", stopped=False); sys.stdin.read(); signal.pause()'
+    code = 'tell("started"); tell("heartbeat", host="alpha"); tell("done", stopped=False); sys.stdin.read(); answer_signals()'
     assert Watched(timeout_s=300.0).run(script(code)) == Outcome(0)
 
 
